@@ -1,0 +1,59 @@
+"""Where things live: one folder, ``TILTYARD_HOME``, unless told otherwise.
+
+Every store is a URI and every URI can be set by an environment variable; nothing else in Tiltyard reads the
+environment for a location. Embedded: SQLite and local files under the home. Cluster: PostgreSQL and an object store, no
+code change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The addresses of every store. Build it with `Settings.from_env`."""
+
+    home: Path
+    """Folder of everything embedded. Environment: TILTYARD_HOME, default ``.tiltyard`` in the working directory."""
+    journal_uri: str
+    """SQLAlchemy URL. TILTYARD_JOURNAL_URI, default ``sqlite:///<home>/journal.db``."""
+    tracking_uri: str
+    """MLflow tracking and registry. TILTYARD_TRACKING_URI, then MLFLOW_TRACKING_URI, default ``sqlite:///<home>/mlflow.db``."""
+    data_uri: str
+    """Root of the versioned datasets. TILTYARD_DATA_URI, default ``<home>/data``; ``s3://`` works."""
+    storage_uri: str
+    """Root of curves and checkpoints. TILTYARD_STORAGE_URI, default ``<home>/storage``."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Settings as the environment gives them; creates nothing."""
+        env = os.environ if env is None else env
+        home = Path(env.get("TILTYARD_HOME") or ".tiltyard").expanduser().absolute()
+        return cls(
+            home=home,
+            journal_uri=env.get("TILTYARD_JOURNAL_URI") or f"sqlite:///{home / 'journal.db'}",
+            tracking_uri=env.get("TILTYARD_TRACKING_URI")
+            or env.get("MLFLOW_TRACKING_URI")
+            or f"sqlite:///{home / 'mlflow.db'}",
+            data_uri=env.get("TILTYARD_DATA_URI") or str(home / "data"),
+            storage_uri=env.get("TILTYARD_STORAGE_URI") or str(home / "storage"),
+        )
+
+    @property
+    def artifact_root(self) -> str:
+        """Where a local MLflow keeps artifacts when it is embedded: beside its SQLite file."""
+        return (self.home / "mlartifacts").as_uri()
+
+    @property
+    def cluster_state(self) -> Path:
+        """Folder where ``tiltyard up`` keeps the pids, ports and token of what it started."""
+        return self.home / "up"
+
+    def ensure_home(self) -> Path:
+        """Creates the home folder (mode 0700) and returns it."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.home
