@@ -1,0 +1,75 @@
+"""In which order do the rows of a split reach a trial in one epoch?
+
+Rows of a split stand in *canonical order*: ascending row hash. A *window* is the rows whose hash begins with the same
+bits; there is a power of two of them, about `WINDOW_ROWS` rows each, so a window is a function of the rows and their
+number alone, whatever files hold them. An epoch visits the windows in a random order and the rows inside each window in
+a random order: the two-level windowed shuffle. Both come from (content digest, split, data_seed, epoch) by a
+counter-based generator, so a resident and a streamed feed, on any machine, give the same batches.
+
+Quality, stated: a split of up to 1.4 windows (92,681 rows) is shuffled uniformly. In a larger one the rows of a window
+stay together within an epoch; a window is a sample by hash, hence as good as random with respect to the order in which
+the source was written, but the same in each epoch: two rows of different windows are never neighbours except where one
+window ends.
+
+Pure NumPy: no file, no Ray, no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+WINDOW_ROWS = 65_536
+"""Rows a window aims at; windows hold between 0.7 and 1.4 times as many in expectation."""
+
+I64 = npt.NDArray[np.int64]
+
+
+def window_bits(num_rows: int, window_rows: int = WINDOW_ROWS) -> int:
+    """How many leading bits of the row hash make a window: the nearest power of two to ``num_rows / window_rows``.
+
+    >>> window_bits(50_000), window_bits(2_000_000)
+    (0, 5)
+    """
+    return max(0, round(math.log2(max(1, num_rows) / window_rows))) if num_rows > window_rows else 0
+
+
+def window_starts(bits: int) -> I64:
+    """Smallest row hash of each of the ``2**bits`` windows, ascending, int64."""
+    if bits == 0:
+        return np.array([np.iinfo(np.int64).min], dtype=np.int64)
+    unsigned = np.arange(1 << bits, dtype=np.uint64) << np.uint64(64 - bits)
+    return (unsigned ^ np.uint64(1 << 63)).view(np.int64)
+
+
+def window_offsets(sorted_hashes: I64, bits: int) -> I64:
+    """Where each window begins in ascending hashes, and at the end their number: ``(2**bits + 1,)``."""
+    return np.append(np.searchsorted(sorted_hashes, window_starts(bits)), len(sorted_hashes)).astype(np.int64)
+
+
+def _generator(*parts: object) -> np.random.Generator:
+    digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def window_order(content_digest: str, split: str, data_seed: int, epoch: int, num_windows: int) -> I64:
+    """The order in which an epoch visits the windows."""
+    return _generator("windows", content_digest, split, data_seed, epoch).permutation(num_windows)
+
+
+def row_order(content_digest: str, split: str, data_seed: int, epoch: int, window: int, num_rows: int) -> I64:
+    """The order of the rows inside one window, as places counted from the window's first row."""
+    return _generator("rows", content_digest, split, data_seed, epoch, window).permutation(num_rows)
+
+
+def steps(num_rows: int, batch_size: int, *, drop_last: bool) -> int:
+    """Batches in an epoch."""
+    return num_rows // batch_size if drop_last else -(-num_rows // batch_size)
+
+
+def shard_rows(num_rows: int, world: int) -> int:
+    """Rows each of ``world`` shards gets per epoch; the up to ``world - 1`` rows left over differ by epoch."""
+    return num_rows // world

@@ -1,0 +1,124 @@
+"""Small files at a place: a local folder or an S3 prefix, read and written whole.
+
+Writes are atomic: a reader sees the old file, the new one, or none. Nothing here decides who may write; what needs
+compare-and-set goes through the Delta log (`tiltyard.data.store`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from pyarrow import fs
+
+from tiltyard.errors import DataError
+
+
+def s3_filesystem(options: Mapping[str, str]) -> fs.S3FileSystem:
+    """An S3 file system from delta-rs's option names (``AWS_ENDPOINT_URL``, ``AWS_REGION``, ...); environment otherwise.
+
+    Keys not given come from the environment, then from where the AWS SDK finds them (a pod's role, say).
+    """
+
+    def option(name: str) -> str | None:
+        return options.get(name) or options.get(name.lower()) or os.environ.get(name)
+
+    endpoint = option("AWS_ENDPOINT_URL")
+    given: dict[str, Any] = {"region": option("AWS_REGION") or option("AWS_DEFAULT_REGION") or "us-east-1"}
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        given |= {"endpoint_override": host, "scheme": scheme or "https"}
+    if option("AWS_ACCESS_KEY_ID"):
+        given |= {"access_key": option("AWS_ACCESS_KEY_ID"), "secret_key": option("AWS_SECRET_ACCESS_KEY")}
+        if option("AWS_SESSION_TOKEN"):
+            given["session_token"] = option("AWS_SESSION_TOKEN")
+    return fs.S3FileSystem(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder: ``filesystem`` plus ``path``; ``uri`` is how Delta names it."""
+
+    uri: str
+    path: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    filesystem: fs.FileSystem = field(default_factory=fs.LocalFileSystem, compare=False)
+
+    @classmethod
+    def of(cls, uri: str, options: Mapping[str, str] | None = None) -> Self:
+        """The place a URI or local path names; creates nothing.
+
+        Raises:
+            DataError: If the scheme is neither local nor ``s3://``.
+        """
+        if uri.startswith("s3://"):
+            return cls(uri.rstrip("/"), uri[5:].rstrip("/"), dict(options or {}), s3_filesystem(options or {}))
+        if "://" in uri and not uri.startswith("file://"):
+            raise DataError(f"Datasets cannot be kept at {uri!r}. Wanted a local folder or s3://BUCKET/PREFIX.")
+        path = str(Path(uri.removeprefix("file://")).expanduser().absolute())
+        return cls(path, path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Place.of, (self.uri, dict(self.options)))
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(f"{self.uri}/{name}", f"{self.path}/{name}", self.options, self.filesystem)
+
+    @property
+    def is_local(self) -> bool:
+        """True for a folder of this machine."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def names(self) -> list[str]:
+        """Names of the files and folders right under it, ascending; none where it does not exist."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def files(self) -> list[fs.FileInfo]:
+        """All files anywhere under it."""
+        selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        return [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+
+    def exists(self) -> bool:
+        """True where there is a file."""
+        return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
+
+    def read_bytes(self) -> bytes:
+        """The file's bytes."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, data: bytes) -> None:
+        """Writes the file whole, replacing one that is there."""
+        target = self.path
+        if self.is_local:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            target = f"{self.path}.{uuid.uuid4().hex}.part"
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+        if self.is_local:
+            Path(target).replace(self.path)
+
+    def read_json(self) -> Any:
+        """The file, parsed."""
+        return json.loads(self.read_bytes())
+
+    def write_json(self, value: Any) -> None:
+        """Writes a value as JSON."""
+        self.write_bytes(json.dumps(value, indent=1).encode())
+
+    def open_output(self) -> Any:
+        """A stream to a new file; parents are made where the file system has folders."""
+        if self.is_local:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        return self.filesystem.open_output_stream(self.path)
+
+    def remove(self) -> None:
+        """Deletes the file; silent where there is none."""
+        if self.exists():
+            self.filesystem.delete_file(self.path)
