@@ -1,0 +1,162 @@
+"""The command line: which command was meant, and how its errors and exit codes reach the shell.
+
+Exit codes: 0 done; 1 a `TiltyardError`, told in one message on stderr; 2 the command line itself was wrong;
+130 stopped with Ctrl-C. ``--debug`` or ``TILTYARD_DEBUG=1`` shows tracebacks.
+
+`COMMANDS` says what exists; the module of a command is imported when that command runs, so that ``tiltyard --help``
+imports neither torch nor Ray nor MLflow. Nothing here computes, reads a store or starts anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tiltyard.errors import TiltyardError
+
+DEBUG_ENV = "TILTYARD_DEBUG"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandEntry:
+    """One line of ``tiltyard --help`` and where its command lives."""
+
+    name: str
+    summary: str
+    """What the help shows; a test holds it equal to the command's own first line."""
+    module: str
+    """Module with a ``typer.Typer`` named ``app``."""
+    command: str | None = None
+    """Which command of ``app``; None means that ``app`` itself is the command, with subcommands of its own."""
+    panel: str = "Commands"
+
+
+_SWEEP, _RESULTS, _MACHINE = "Sweeps", "Results", "This machine"
+
+COMMANDS: dict[str, CommandEntry] = {
+    entry.name: entry
+    for entry in (
+        CommandEntry(
+            name="up",
+            summary="Start a Ray head and an MLflow server on this machine, on loopback and free ports.",
+            module="tiltyard.cli.local",
+            command="up",
+            panel=_MACHINE,
+        ),
+        CommandEntry(
+            name="status",
+            summary="Show what tiltyard up started and whether it still runs.",
+            module="tiltyard.cli.local",
+            command="status",
+            panel=_MACHINE,
+        ),
+        CommandEntry(
+            name="down",
+            summary="End exactly the processes that tiltyard up started.",
+            module="tiltyard.cli.local",
+            command="down",
+            panel=_MACHINE,
+        ),
+        CommandEntry(
+            name="doctor",
+            summary="Say what is wrong with this machine and how to mend it.",
+            module="tiltyard.cli.local",
+            command="doctor",
+            panel=_MACHINE,
+        ),
+    )
+}
+"""Every command, in the order of the help."""
+
+
+def load(entry: CommandEntry) -> Any:
+    """The real command behind an entry: imports its module."""
+    app: typer.Typer = importlib.import_module(entry.module).app
+    if entry.command is None:
+        group = typer.main.get_group(app)
+        group.name = entry.name
+        return group
+    return typer.main.get_group(app).commands[entry.command]
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists commands from `COMMANDS` and imports only the one that is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the base class's signature
+        """Names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The loaded command, or a stand-in with the name and the summary: enough for help and completion."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None or cmd_name in self.commands:
+            return super().get_command(ctx, cmd_name)
+        return TyperCommand(name=entry.name, help=entry.summary, rich_help_panel=entry.panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Imports the command that is about to run."""
+        entry = COMMANDS.get(args[0])
+        if entry is not None and entry.name not in self.commands:
+            self.add_command(load(entry), entry.name)
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    name="tiltyard",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Where things live: one folder, TILTYARD_HOME (default .tiltyard in the working directory).",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tiltyard {version('tiltyard')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    debug: bool = typer.Option(False, "--debug", help=f"Show tracebacks of errors (also {DEBUG_ENV}=1)."),
+    version: bool = typer.Option(  # noqa: ARG001 - its callback does the work
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    """Sweep model variants over versioned datasets, rank them, serve the winner, and keep evaluating it."""
+    if debug:
+        os.environ[DEBUG_ENV] = "1"
+
+
+def show_error(error: TiltyardError) -> None:
+    """Prints the message, and what it came from under ``--debug``, on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text("error: ", style="bold red") + Text(str(error)))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of ``tiltyard``; leaves by ``SystemExit`` with the codes of the module docstring."""
+    command = typer.main.get_command(app)
+    try:
+        command(args=None if args is None else list(args), prog_name="tiltyard")
+    except TiltyardError as error:
+        if os.environ.get(DEBUG_ENV, "") not in {"", "0"}:
+            raise
+        show_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
