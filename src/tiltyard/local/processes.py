@@ -40,10 +40,16 @@ def find(process: ProcessId) -> psutil.Process | None:
     """That very process, or None where it ended or its number is another's now."""
     try:
         found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.started) <= _START_TOLERANCE_S
-        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+        return found if _same(process) and found.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def _same(process: ProcessId) -> bool:
+    try:
+        return abs(psutil.Process(process.pid).create_time() - process.started) <= _START_TOLERANCE_S
+    except psutil.NoSuchProcess:
+        return False
 
 
 def marked() -> dict[int, tuple[psutil.Process, str, str]]:
@@ -86,11 +92,18 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _session(leader: ProcessId) -> Iterable[psutil.Process]:
+    """Those in the session that the recorded process leads or led.
+
+    The system gives a number to nobody else while a session bears it, so a living stranger with the leader's number
+    means that the leader's session is over.
+    """
+    if psutil.pid_exists(leader.pid) and not _same(leader):
+        return
     for process in psutil.process_iter():
         try:
-            if os.getsid(process.pid) == leader.pid and process.create_time() >= leader.started - _START_TOLERANCE_S:
+            if os.getsid(process.pid) == leader.pid:
                 yield process
-        except (psutil.Error, OSError):
+        except OSError:
             continue
 
 
@@ -106,7 +119,7 @@ def end(cluster: Cluster, *, patience_s: float = 10.0) -> tuple[int, list[psutil
 
     Args:
         cluster: Whose processes.
-        patience_s: How long the recorded ones may take to end theirs in order; half of it for each later step.
+        patience_s: How long the recorded ones may take to end theirs in order; what is left gets half of it, twice.
 
     Returns:
         How many processes ended, and those that would not.
@@ -114,7 +127,8 @@ def end(cluster: Cluster, *, patience_s: float = 10.0) -> tuple[int, list[psutil
     everything = belonging(cluster)
     roots = [p for s in cluster.services if (p := find(s.process)) is not None]
     _signal(roots, signal.SIGTERM)
-    left = _wait(everything, patience_s)
+    _wait(roots, patience_s)
+    left = _wait(everything, patience_s / 10 if roots else 0)  # a child that was told ends a moment after its parent
     for sign in (signal.SIGTERM, signal.SIGKILL):
         left = _unique([*left, *belonging(cluster)])  # what was born meanwhile, too
         everything = _unique([*everything, *left])
