@@ -32,6 +32,7 @@ from tiltyard.settings import Settings
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a UNIX socket's path (sun_path, Linux unix(7)), less the closing zero."""
 _SESSION_PATH_LENGTH = len("/session_2026-11-24_16-41-53_808391_4194304/sockets/plasma_store")
+_TEMP_PREFIX = "ty-"
 
 Say = Callable[[str], None]
 
@@ -200,14 +201,14 @@ def _fresh(settings: Settings) -> Cluster:
 
 def fits_sockets(parent: str) -> bool:
     """True where Ray's sockets in a new folder under ``parent`` have paths that the system takes."""
-    length = len(os.fsencode(parent)) + len("/ty-12345678") + _SESSION_PATH_LENGTH
+    length = len(os.fsencode(parent)) + len(f"/{_TEMP_PREFIX}12345678") + _SESSION_PATH_LENGTH
     return Path(parent).is_dir() and length <= _SOCKET_PATH_LIMIT
 
 
 def _short_folder() -> str:
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp: new, mode 0700, not to be guessed
         if fits_sockets(parent):
-            return tempfile.mkdtemp(prefix="ty-", dir=parent)
+            return tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=parent)
     raise MachineError(
         f"Ray keeps UNIX sockets in its folder, whose paths may have {_SOCKET_PATH_LIMIT} bytes; neither "
         f"{tempfile.gettempdir()} nor /tmp will do. Set TMPDIR to a folder with a short path."
@@ -300,15 +301,17 @@ def _end(settings: Settings, cluster: Cluster) -> Ended:
             f"These processes would not end, not even by force: {names}. Look at them, then: tiltyard down"
         )
     logs = _keep_logs(settings, cluster)
-    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
-    Path(cluster.token_path).unlink(missing_ok=True)
+    if Path(cluster.temp_dir).name.startswith(_TEMP_PREFIX):  # only what `_short_folder` made
+        shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    (settings.cluster_state / "token").unlink(missing_ok=True)
     state.remove(settings.cluster_state)
     return Ended(processes=ended, services=tuple(s.name for s in cluster.services), logs=logs)
 
 
 def _keep_logs(settings: Settings, cluster: Cluster) -> Path | None:
     """Moves Ray's own logs beside ours, in place of those of the cluster before; the folder of sockets then goes."""
-    found = next(iter(sorted(Path(cluster.temp_dir).glob("session_*_*/logs"))), None)
+    sessions = Path(cluster.temp_dir).glob("session_*_*/logs") if cluster.temp_dir else iter(())
+    found = next(sessions, None)
     kept = settings.cluster_state / "logs"
     if found is not None:
         shutil.rmtree(kept / "ray-session", ignore_errors=True)
