@@ -237,8 +237,36 @@ class Budget(_Spec):
     team: Name | None = None
 
 
+class Champion(_Spec):
+    """What becomes of each dataset's winner.
+
+    Args:
+        alias: Alias in the registry that is moved to it.
+        serve: Deploy the winners on Ray Serve after the sweep and check that the served scores equal the offline ones.
+    """
+
+    alias: Name = "champion"
+    serve: bool = True
+
+
 class Experiment(_Spec):
-    """A whole sweep. Vary it by `with_options` or ``model_copy``, not with a second file.
+    """A whole sweep. Vary it by `with_options`, not with a second file.
+
+    Args:
+        name: Name of the MLflow experiment too.
+        variants: What competes.
+        datasets: On what; a reference without a version means the newest when it is planned, and is then pinned.
+        objective: The score that ranks.
+        search: How configurations are chosen and stopped early.
+        resources: What a pack holds.
+        budget: The most a launch may use.
+        seed: Of the search and of every trial's initialisation and noise.
+        data_seed: Of the order of rows.
+        champion: What becomes of each dataset's winner; None registers nothing.
+        samples: Datasets among those that ship with Tiltyard, committed first where they are missing.
+        include_sensitive: Sensitive columns that the models may see.
+        description: For people.
+        tags: For people; on every MLflow run.
 
     >>> experiment = Experiment(
     ...     name="demo",
@@ -260,6 +288,8 @@ class Experiment(_Spec):
     budget: Budget = Budget()
     seed: int = Field(default=0, ge=0, lt=2**31)
     data_seed: int = Field(default=0, ge=0, lt=2**31)
+    champion: Champion | None = None
+    samples: tuple[Name, ...] = ()
     include_sensitive: tuple[str, ...] = ()
     description: str = ""
     tags: dict[str, str] = {}

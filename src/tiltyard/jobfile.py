@@ -1,0 +1,50 @@
+"""Opens a job file: imports it and calls its ``experiment()``; says what is wrong where that fails.
+
+The folder of the file and the working directory are importable while it loads, as they are for ``python jobs/x.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from tiltyard.errors import SpecError
+from tiltyard.experiment import Experiment
+
+
+def load_experiment(path: str | Path, *, function: str = "experiment") -> Experiment:
+    """The experiment that a job file describes.
+
+    Raises:
+        SpecError: If there is no such file, it does not import, has no such function, or returns something else.
+    """
+    module = load_module(Path(path))
+    build = getattr(module, function, None)
+    if not callable(build):
+        raise SpecError(
+            f"{path} has no function {function}(). Wanted: `def {function}() -> Experiment`, as in jobs/first_sweep.py."
+        )
+    experiment = build()
+    if not isinstance(experiment, Experiment):
+        raise SpecError(f"{function}() in {path} returned {type(experiment).__name__}; an Experiment is wanted.")
+    return experiment
+
+
+def load_module(path: Path) -> ModuleType:
+    """Imports a file by its path, under a name of its own."""
+    if not path.is_file():
+        raise SpecError(f"There is no job file {path}. Give the path of a Python file, e.g. jobs/first_sweep.py.")
+    for folder in (str(path.parent.resolve()), str(Path.cwd())):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(f"tiltyard_job_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise SpecError(f"{path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError, NameError, AttributeError) as error:
+        raise SpecError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,29 @@
+"""The small transactional record of what was claimed, decided, spent and finished."""
+
+from tiltyard.journal.record import Journal
+from tiltyard.journal.values import (
+    Attempt,
+    AttemptRow,
+    CellScore,
+    Claim,
+    Decision,
+    Launch,
+    Owner,
+    Spend,
+    TrialRow,
+    TrialUpdate,
+)
+
+__all__ = [
+    "Attempt",
+    "AttemptRow",
+    "CellScore",
+    "Claim",
+    "Decision",
+    "Journal",
+    "Launch",
+    "Owner",
+    "Spend",
+    "TrialRow",
+    "TrialUpdate",
+]

@@ -1,0 +1,585 @@
+"""The journal: compare-and-set on SQLite or PostgreSQL.
+
+Every write that depends on what was read happens in one transaction; on SQLite it takes the write lock when it begins
+(``BEGIN IMMEDIATE``), on PostgreSQL it locks the row it depends on. Many processes may write to one journal at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from tiltyard.errors import FencedError, JournalError
+from tiltyard.journal.schema import migrate
+from tiltyard.journal.values import (
+    Attempt,
+    AttemptRow,
+    CellScore,
+    Claim,
+    Decision,
+    Launch,
+    Owner,
+    Spend,
+    TrialRow,
+    TrialUpdate,
+)
+
+BUSY_S = 60
+CHUNK = 400
+"""Values of one IN (...): SQLite takes 32,766 parameters, and long statements are slow to parse."""
+_GENESIS = "0" * 64
+
+
+class Journal:
+    """An open journal. Use `open`; close it, or use it as a context manager."""
+
+    def __init__(self, engine: Engine, uri: str) -> None:
+        self._engine = engine
+        self._uri = uri
+        self._is_sqlite = engine.dialect.name == "sqlite"
+
+    @classmethod
+    def open(cls, uri: str) -> Journal:
+        """Opens, creates or migrates the journal at a SQLAlchemy URL.
+
+        Raises:
+            JournalError: If it cannot be opened, or a newer Tiltyard wrote it.
+        """
+        url = make_url(uri)
+        try:
+            if url.get_backend_name() == "sqlite":
+                engine = _open_sqlite(uri, url.database)
+            else:
+                engine = create_engine(
+                    url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url,
+                    pool_pre_ping=True,
+                )
+            migrate(engine)
+        except (SQLAlchemyError, OSError) as error:
+            raise JournalError(
+                f"The journal {url.render_as_string(hide_password=True)} cannot be opened: {error}. "
+                "Wanted: a writable SQLite file or a PostgreSQL database (TILTYARD_JOURNAL_URI)."
+            ) from error
+        return cls(engine, uri)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives its connections back."""
+        self._engine.dispose()
+
+    # -- claims -------------------------------------------------------------------------------------------------------
+
+    def claim(self, key: str, *, experiment: str, spec: str, owner: Owner, lease_s: float = 60.0) -> Claim:
+        """Claims a key, takes it over from a dead or late holder, or says who holds it or that it is finished."""
+        now = time.time()
+        with self._writing() as tx:
+            row = tx.execute(
+                text(f"SELECT * FROM launches WHERE key = :key{self._for_update}"), {"key": key}
+            ).mappings()
+            found = row.first()
+            if found is None:
+                launch_id = uuid.uuid4().hex
+                inserted = tx.execute(
+                    text(
+                        "INSERT INTO launches (key, experiment, launch_id, state, fence, owner, lease_until, started, "
+                        "spec, summary) VALUES (:key, :experiment, :launch_id, 'running', 1, :owner, :until, :now, "
+                        ":spec, '{}') ON CONFLICT (key) DO NOTHING"
+                    ),
+                    {
+                        "key": key,
+                        "experiment": experiment,
+                        "launch_id": launch_id,
+                        "owner": json.dumps(asdict(owner)),
+                        "until": now + lease_s,
+                        "now": now,
+                        "spec": spec,
+                    },
+                )
+                if inserted.rowcount == 1:
+                    return Claim(key=key, launch_id=launch_id, fence=1, outcome="new", lease_s=lease_s)
+                found = tx.execute(text("SELECT * FROM launches WHERE key = :key"), {"key": key}).mappings().one()
+            holder = Owner(**json.loads(found["owner"]))
+            same = {
+                "key": key,
+                "launch_id": found["launch_id"],
+                "parent_run_id": found["parent_run_id"],
+                "lease_s": lease_s,
+            }
+            if found["state"] == "finished":
+                return Claim(**same, fence=found["fence"], outcome="finished", holder=holder)
+            if found["state"] == "running" and found["lease_until"] > now and not holder.is_dead():
+                return Claim(**same, fence=found["fence"], outcome="held", holder=holder)
+            tx.execute(
+                text(
+                    "UPDATE launches SET state = 'running', fence = fence + 1, owner = :owner, lease_until = :until, "
+                    "ended = NULL WHERE key = :key"
+                ),
+                {"owner": json.dumps(asdict(owner)), "until": now + lease_s, "key": key},
+            )
+            return Claim(**same, fence=found["fence"] + 1, outcome="taken_over", holder=holder)
+
+    def renew(self, claim: Claim) -> None:
+        """Extends the lease.
+
+        Raises:
+            FencedError: If somebody took the key over.
+        """
+        self._fenced_update(claim, "lease_until = :until", {"until": time.time() + claim.lease_s})
+
+    def set_parent_run(self, claim: Claim, run_id: str) -> None:
+        """Records the MLflow run of the launch."""
+        self._fenced_update(claim, "parent_run_id = :run_id", {"run_id": run_id})
+
+    def release(self, claim: Claim, *, state: str, summary: Mapping[str, Any]) -> None:
+        """Ends the claim: ``finished``, ``stopped`` or ``failed``."""
+        self._fenced_update(
+            claim,
+            "state = :state, ended = :ended, summary = :summary, lease_until = 0",
+            {"state": state, "ended": time.time(), "summary": _dump(summary)},
+        )
+
+    def launches(self, experiment: str | None = None) -> list[Launch]:
+        """Newest first."""
+        where = "WHERE experiment = :experiment " if experiment else ""
+        with self._engine.connect() as c:
+            rows = c.execute(
+                text(f"SELECT * FROM launches {where}ORDER BY started DESC"),
+                {"experiment": experiment} if experiment else {},
+            ).mappings()
+            return [_launch(r) for r in rows]
+
+    def launch(self, key: str) -> Launch | None:
+        """The launch of a key, if there is one."""
+        with self._engine.connect() as c:
+            row = c.execute(text("SELECT * FROM launches WHERE key = :key"), {"key": key}).mappings().first()
+            return _launch(row) if row else None
+
+    def _fenced_update(self, claim: Claim, what: str, values: Mapping[str, Any]) -> None:
+        with self._writing() as tx:
+            done = tx.execute(
+                text(f"UPDATE launches SET {what} WHERE key = :key AND fence = :fence"),
+                {**values, "key": claim.key, "fence": claim.fence},
+            )
+            if done.rowcount != 1:
+                raise FencedError(_taken_over(claim.key, claim.fence))
+
+    # -- trials -------------------------------------------------------------------------------------------------------
+
+    def add_trials(self, claim: Claim, rows: Sequence[TrialRow]) -> None:
+        """Records the trials of a plan; those already there stay as they are."""
+        with self._writing() as tx:
+            if rows:
+                tx.execute(
+                    text(
+                        "INSERT INTO trials (key, cell, grp, idx, variant, model, dataset, dataset_version, config, "
+                        "seed, data_seed, state, epoch, score, reason) VALUES (:key, :cell, :group, :index, :variant, "
+                        ":model, :dataset, :dataset_version, :config, :seed, :data_seed, :state, :epoch, :score, :reason) "
+                        "ON CONFLICT (key, cell) DO NOTHING"
+                    ),
+                    [{**asdict(r), "config": _dump(r.config), "key": claim.key} for r in rows],
+                )
+
+    def trials(self, key: str) -> list[TrialRow]:
+        """The trials of a key, in the plan's order."""
+        with self._engine.connect() as c:
+            rows = c.execute(text("SELECT * FROM trials WHERE key = :key ORDER BY grp, idx"), {"key": key}).mappings()
+            return [_trial(r) for r in rows]
+
+    def find_trials(self, cell_prefix: str) -> list[TrialRow]:
+        """Trials whose cell begins so, of any key."""
+        with self._engine.connect() as c:
+            rows = c.execute(
+                text("SELECT * FROM trials WHERE cell LIKE :prefix ORDER BY key LIMIT 100"),
+                {"prefix": cell_prefix + "%"},
+            ).mappings()
+            return [_trial(r) for r in rows]
+
+    def set_trial_states(self, claim: Claim, updates: Sequence[TrialUpdate]) -> None:
+        """Records new states; where epoch or score is None the recorded one stays."""
+        if not updates:
+            return
+        with self._writing() as tx:
+            self._check_fence(tx, claim.key, claim.fence)
+            tx.execute(
+                text(
+                    "UPDATE trials SET state = :state, epoch = COALESCE(:epoch, epoch), score = COALESCE(:score, score), "
+                    "reason = :reason WHERE key = :key AND cell = :cell"
+                ),
+                [{**asdict(u), "key": claim.key} for u in updates],
+            )
+
+    def cell_scores(
+        self, cells: Iterable[str], epochs: Iterable[int] | None = None
+    ) -> dict[tuple[str, int], CellScore]:
+        """What is known of these cells, at these epochs or at any."""
+        cells, wanted = list(cells), None if epochs is None else set(epochs)
+        found: dict[tuple[str, int], CellScore] = {}
+        with self._engine.connect() as c:
+            for start in range(0, len(cells), CHUNK):
+                part = cells[start : start + CHUNK]
+                names = {f"c{i}": cell for i, cell in enumerate(part)}
+                marks = ", ".join(f":{n}" for n in names)
+                for r in c.execute(text(f"SELECT * FROM cell_scores WHERE cell IN ({marks})"), names).mappings():
+                    if wanted is None or r["epoch"] in wanted:
+                        found[r["cell"], r["epoch"]] = CellScore(**{**r, "metrics": json.loads(r["metrics"])})
+        return found
+
+    # -- packs --------------------------------------------------------------------------------------------------------
+
+    def start_attempt(
+        self,
+        claim: Claim,
+        pack_id: str,
+        *,
+        rung: int,
+        cells: Sequence[str],
+        device_kind: str,
+        layout: Mapping[str, Any],
+    ) -> Attempt:
+        """Numbers a new try at a pack; older tries are fenced from then on.
+
+        Raises:
+            FencedError: If the claim was taken over.
+        """
+        with self._writing() as tx:
+            self._check_fence(tx, claim.key, claim.fence)
+            last = tx.execute(
+                text("SELECT COALESCE(MAX(number), 0) FROM attempts WHERE key = :key AND pack_id = :pack"),
+                {"key": claim.key, "pack": pack_id},
+            ).scalar_one()
+            tx.execute(
+                text("UPDATE attempts SET state = 'fenced' WHERE key = :key AND pack_id = :pack AND state = 'running'"),
+                {"key": claim.key, "pack": pack_id},
+            )
+            tx.execute(
+                text(
+                    "INSERT INTO attempts (key, pack_id, number, fence, rung, state, started, metered_s, cells, layout, "
+                    "device_kind) VALUES (:key, :pack, :number, :fence, :rung, 'running', :now, 0, :cells, :layout, :kind)"
+                ),
+                {
+                    "key": claim.key,
+                    "pack": pack_id,
+                    "number": last + 1,
+                    "fence": claim.fence,
+                    "rung": rung,
+                    "now": time.time(),
+                    "cells": json.dumps(list(cells)),
+                    "layout": _dump(layout),
+                    "kind": device_kind,
+                },
+            )
+            return Attempt(key=claim.key, pack_id=pack_id, number=last + 1, fence=claim.fence)
+
+    def finish_attempt(
+        self, attempt: Attempt, *, scores: Sequence[CellScore], metered_s: float, storage_uri: str
+    ) -> None:
+        """Records every score of a pack and its completion, in one transaction.
+
+        Raises:
+            FencedError: If a newer attempt or a newer claim exists; nothing is recorded.
+        """
+        with self._writing() as tx:
+            self._check_fence(tx, attempt.key, attempt.fence)
+            self._end_attempt(tx, attempt, "done", metered_s, storage_uri=storage_uri)
+            tx.execute(
+                text(
+                    "INSERT INTO cell_scores (cell, epoch, metrics, storage_uri, pack_id, attempt, failed) VALUES "
+                    "(:cell, :epoch, :metrics, :storage_uri, :pack_id, :attempt, :failed) "
+                    "ON CONFLICT (cell, epoch) DO NOTHING"
+                ),
+                [{**asdict(s), "metrics": _dump(s.metrics)} for s in scores],
+            )
+
+    def fail_attempt(self, attempt: Attempt, reason: str, metered_s: float) -> None:
+        """Records that an attempt failed; it is no error where it was fenced meanwhile."""
+        try:
+            with self._writing() as tx:
+                self._end_attempt(tx, attempt, "failed", metered_s, reason=reason)
+        except FencedError:
+            return
+
+    def attempts(self, key: str) -> list[AttemptRow]:
+        """Every attempt of a key, in order of start."""
+        with self._engine.connect() as c:
+            rows = c.execute(text("SELECT * FROM attempts WHERE key = :key ORDER BY started"), {"key": key}).mappings()
+            return [
+                AttemptRow(
+                    **{
+                        **{k: v for k, v in r.items() if k not in {"fence", "device_kind"}},
+                        "cells": tuple(json.loads(r["cells"])),
+                        "layout": json.loads(r["layout"]),
+                    }
+                )
+                for r in rows
+            ]
+
+    def _end_attempt(
+        self,
+        tx: Connection,
+        attempt: Attempt,
+        state: str,
+        metered_s: float,
+        *,
+        reason: str | None = None,
+        storage_uri: str | None = None,
+    ) -> None:
+        done = tx.execute(
+            text(
+                "UPDATE attempts SET state = :state, ended = :now, metered_s = :metered, reason = :reason, "
+                "storage_uri = :uri WHERE key = :key AND pack_id = :pack AND number = :number AND state = 'running'"
+            ),
+            {
+                "state": state,
+                "now": time.time(),
+                "metered": metered_s,
+                "reason": reason,
+                "uri": storage_uri,
+                "key": attempt.key,
+                "pack": attempt.pack_id,
+                "number": attempt.number,
+            },
+        )
+        if done.rowcount != 1:
+            raise FencedError(
+                f"Attempt {attempt.number} at pack {attempt.pack_id} came too late: a newer attempt took over. "
+                "Nothing of it was recorded; nothing needs doing."
+            )
+
+    def _check_fence(self, tx: Connection, key: str, fence: int) -> None:
+        now = tx.execute(text(f"SELECT fence FROM launches WHERE key = :key{self._for_share}"), {"key": key}).scalar()
+        if now != fence:
+            raise FencedError(_taken_over(key, fence))
+
+    # -- decisions, spend, watermarks, test looks -----------------------------------------------------------------------
+
+    def decide(
+        self,
+        *,
+        kind: str,
+        subject: str,
+        actor: str,
+        evidence: Mapping[str, Any],
+        reasons: Sequence[str],
+        outcome: str,
+        once: str | None = None,
+    ) -> Decision:
+        """Appends a decision to the hash chain; with ``once``, the first of that name stands and is returned."""
+        with self._writing(exclusive_table="decisions") as tx:
+            if once is not None:
+                row = tx.execute(text("SELECT * FROM decisions WHERE once = :once"), {"once": once}).mappings().first()
+                if row is not None:
+                    return _decision(row)
+            last = tx.execute(text("SELECT number, digest FROM decisions ORDER BY number DESC LIMIT 1")).first()
+            number, previous = (last.number + 1, last.digest) if last else (1, _GENESIS)
+            body = {
+                "number": number,
+                "at": round(time.time(), 3),
+                "kind": kind,
+                "subject": subject,
+                "actor": actor,
+                "evidence": json.loads(_dump(evidence)),
+                "reasons": list(reasons),
+                "outcome": outcome,
+                "previous": previous,
+            }
+            digest = _chain(body)
+            tx.execute(
+                text(
+                    "INSERT INTO decisions (number, at, kind, subject, actor, evidence, reasons, outcome, once, previous, "
+                    "digest) VALUES (:number, :at, :kind, :subject, :actor, :evidence, :reasons, :outcome, :once, "
+                    ":previous, :digest)"
+                ),
+                {
+                    **body,
+                    "evidence": _dump(evidence),
+                    "reasons": json.dumps(list(reasons)),
+                    "once": once,
+                    "digest": digest,
+                },
+            )
+            return Decision(**{**body, "reasons": tuple(reasons), "digest": digest})
+
+    def decisions(self, *, kind: str | None = None, subject: str | None = None) -> list[Decision]:
+        """Decisions in order."""
+        with self._engine.connect() as c:
+            rows = c.execute(text("SELECT * FROM decisions ORDER BY number")).mappings()
+            return [
+                _decision(r)
+                for r in rows
+                if (kind is None or r["kind"] == kind) and (subject is None or r["subject"] == subject)
+            ]
+
+    def verify_decisions(self) -> int:
+        """Walks the chain; returns how many decisions hold.
+
+        Raises:
+            JournalError: Naming the first row that was changed, removed or put in.
+        """
+        previous = _GENESIS
+        count = 0
+        for d in self.decisions():
+            count += 1
+            body = {k: v for k, v in asdict(d).items() if k != "digest"}
+            body["reasons"] = list(d.reasons)
+            if d.number != count or d.previous != previous or _chain(body) != d.digest:
+                raise JournalError(
+                    f"Decision {d.number} ({d.kind} of {d.subject}) is not the one that was recorded, or one before it "
+                    "was removed. Restore the journal from a backup, and find out who wrote to it."
+                )
+            previous = d.digest
+        return count
+
+    def meter(self, *, key: str, what: str, wall_s: float, cpu_s: float, gpu_s: float = 0.0) -> None:
+        """Adds metered seconds to a key's spend."""
+        with self._writing() as tx:
+            tx.execute(
+                text(
+                    "INSERT INTO spend (id, key, what, at, wall_s, cpu_s, gpu_s) VALUES "
+                    "(:id, :key, :what, :at, :wall, :cpu, :gpu)"
+                ),
+                {
+                    "id": uuid.uuid4().hex,
+                    "key": key,
+                    "what": what,
+                    "at": time.time(),
+                    "wall": wall_s,
+                    "cpu": cpu_s,
+                    "gpu": gpu_s,
+                },
+            )
+
+    def spend(self, key: str) -> Spend:
+        """Metered seconds of a key."""
+        with self._engine.connect() as c:
+            rows = list(c.execute(text("SELECT what, wall_s, cpu_s, gpu_s FROM spend WHERE key = :key"), {"key": key}))
+        by_what: dict[str, float] = {}
+        for r in rows:
+            by_what[r.what] = by_what.get(r.what, 0.0) + r.wall_s
+        return Spend(
+            wall_s=sum(r.wall_s for r in rows),
+            cpu_s=sum(r.cpu_s for r in rows),
+            gpu_s=sum(r.gpu_s for r in rows),
+            by_what=by_what,
+        )
+
+    def advance_watermark(self, name: str, expected: str | None, new: str) -> bool:
+        """Compare-and-set: True where the watermark was ``expected`` (None: not there) and is ``new`` now."""
+        with self._writing() as tx:
+            values = {"name": name, "new": new, "expected": expected}
+            if expected is None:
+                statement = "INSERT INTO watermarks (name, value) VALUES (:name, :new) ON CONFLICT (name) DO NOTHING"
+            else:
+                statement = "UPDATE watermarks SET value = :new WHERE name = :name AND value = :expected"
+            return tx.execute(text(statement), values).rowcount == 1
+
+    def watermark(self, name: str) -> str | None:
+        """The watermark, if there is one."""
+        with self._engine.connect() as c:
+            value = c.execute(text("SELECT value FROM watermarks WHERE name = :name"), {"name": name}).scalar()
+            return None if value is None else str(value)
+
+    def record_test_look(self, key: str, dataset: str, cells: Sequence[str]) -> int:
+        """Records that the test split is about to be looked at; returns how often that makes for this key and dataset."""
+        with self._writing() as tx:
+            tx.execute(
+                text("INSERT INTO test_looks (id, key, dataset, at, cells) VALUES (:id, :key, :dataset, :at, :cells)"),
+                {
+                    "id": uuid.uuid4().hex,
+                    "key": key,
+                    "dataset": dataset,
+                    "at": time.time(),
+                    "cells": json.dumps(list(cells)),
+                },
+            )
+            return int(
+                tx.execute(
+                    text("SELECT COUNT(*) FROM test_looks WHERE key = :key AND dataset = :dataset"),
+                    {"key": key, "dataset": dataset},
+                ).scalar_one()
+            )
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self, exclusive_table: str | None = None) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            if exclusive_table is not None and not self._is_sqlite:
+                connection.execute(text(f"LOCK TABLE {exclusive_table} IN EXCLUSIVE MODE"))
+            yield connection
+
+    @property
+    def _for_update(self) -> str:
+        return "" if self._is_sqlite else " FOR UPDATE"
+
+    @property
+    def _for_share(self) -> str:
+        return "" if self._is_sqlite else " FOR SHARE"
+
+
+def _open_sqlite(uri: str, database: str | None) -> Engine:
+    if database and database != ":memory:":
+        path = Path(database)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    engine = create_engine(uri, connect_args={"timeout": BUSY_S})
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _chain(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_dump(body).encode()).hexdigest()
+
+
+def _taken_over(key: str, fence: int) -> str:
+    return (
+        f"The claim on key {key[:16]} (fence {fence}) was taken over by another process; nothing was written. "
+        "Look at who works on it: tiltyard runs"
+    )
+
+
+def _launch(row: RowMapping) -> Launch:
+    fields = {k: v for k, v in row.items() if k not in {"owner", "lease_until"}}
+    return Launch(**{**fields, "summary": json.loads(row["summary"])})
+
+
+def _trial(row: RowMapping) -> TrialRow:
+    fields = {k: v for k, v in row.items() if k not in {"grp", "idx", "config"}}
+    return TrialRow(**fields, group=row["grp"], index=row["idx"], config=json.loads(row["config"]))
+
+
+def _decision(row: RowMapping) -> Decision:
+    fields = {k: v for k, v in row.items() if k != "once"}
+    return Decision(**{**fields, "evidence": json.loads(row["evidence"]), "reasons": tuple(json.loads(row["reasons"]))})

@@ -1,0 +1,174 @@
+"""What goes into the journal and comes out: small, frozen, picklable values."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _process_start(pid: int) -> float | None:
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """A process that may hold a claim. ``started`` tells it from a later one with the same number."""
+
+    host: str
+    pid: int
+    started: float
+    job: str = ""
+
+    @classmethod
+    def here(cls, job: str = "") -> Owner:
+        """This process."""
+        pid = os.getpid()
+        return cls(host=socket.gethostname(), pid=pid, started=_process_start(pid) or time.time(), job=job)
+
+    def is_dead(self) -> bool:
+        """True only where it can be known: on this host, and no such process lives."""
+        if self.host != socket.gethostname():
+            return False
+        started = _process_start(self.pid)
+        return started is None or abs(started - self.started) > 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to work on a key, as long as its fence is the newest.
+
+    ``outcome`` is ``new``, ``taken_over`` (the holder was dead or its lease ran out), ``held`` (``holder`` works on it) or
+    ``finished``.
+    """
+
+    key: str
+    launch_id: str
+    fence: int
+    outcome: str
+    holder: Owner | None = None
+    parent_run_id: str | None = None
+    lease_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One experiment's key and how its newest launch stands."""
+
+    key: str
+    experiment: str
+    launch_id: str
+    state: str
+    fence: int
+    started: float
+    ended: float | None
+    parent_run_id: str | None
+    spec: str
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """One trial of one key."""
+
+    cell: str
+    key: str
+    group: str
+    index: int
+    variant: str
+    model: str
+    dataset: str
+    dataset_version: int
+    config: Mapping[str, Any]
+    seed: int
+    data_seed: int
+    state: str = "planned"
+    epoch: int = 0
+    score: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialUpdate:
+    """A trial's new state."""
+
+    cell: str
+    state: str
+    epoch: int | None = None
+    score: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellScore:
+    """The result of a cell at an epoch. It depends on the cell alone, so any experiment may reuse it."""
+
+    cell: str
+    epoch: int
+    metrics: Mapping[str, float]
+    storage_uri: str
+    pack_id: str
+    attempt: int
+    failed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One numbered try at a pack; a newer one fences it."""
+
+    key: str
+    pack_id: str
+    number: int
+    fence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRow:
+    """An attempt as recorded."""
+
+    key: str
+    pack_id: str
+    number: int
+    rung: int
+    state: str
+    started: float
+    ended: float | None
+    metered_s: float
+    reason: str | None
+    storage_uri: str | None
+    cells: tuple[str, ...] = ()
+    layout: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """One row of the append-only, hash-chained record of decisions."""
+
+    number: int
+    at: float
+    kind: str
+    subject: str
+    actor: str
+    evidence: Mapping[str, Any]
+    reasons: tuple[str, ...]
+    outcome: str
+    previous: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spend:
+    """Metered seconds of a key, by what they were for."""
+
+    wall_s: float
+    cpu_s: float
+    gpu_s: float
+    by_what: Mapping[str, float]

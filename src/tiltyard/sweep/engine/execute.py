@@ -1,0 +1,254 @@
+"""Does one assignment: trains the members of a pack over its epochs and says how each did. No Ray, no journal.
+
+The worker under Ray Tune and `tiltyard trial rerun` both call `execute`, so a rerun trains exactly what the sweep
+trained. Two ways behind it: members that share a pack step together (`tiltyard.training`); members that cannot (the
+LightGBM baseline) are a queue, trained one after another.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tiltyard.errors import TrainingError
+from tiltyard.sweep.engine.assignment import Assignment, Seat
+from tiltyard.sweep.engine.layout import Storage
+
+if TYPE_CHECKING:
+    import torch
+
+    from tiltyard.training import Pack
+
+CURVES = "curves.parquet"
+
+
+class Feed(Protocol):
+    """What training needs of a split (`tiltyard.data.stream` has the real ones)."""
+
+    num_rows: int
+    steps_per_epoch: int
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch, in the order that belongs to it."""
+
+    def all(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every row, in canonical order."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How an assignment went: scores at its last epoch, failures with reasons, curves, seconds waited for data."""
+
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    curve: dict[str, list[Any]] = field(default_factory=dict)
+    data_wait_s: float = 0.0
+    layout: dict[str, Any] = field(default_factory=dict)
+
+    def add_point(self, cell: str, epoch: int, train_loss: float, metrics: Mapping[str, float]) -> None:
+        """Appends one row of the curves; ``epoch`` counts finished epochs, so the first is 1."""
+        for name, value in {"cell": cell, "epoch": epoch, "train_loss": train_loss, **metrics}.items():
+            self.curve.setdefault(name, []).append(value)
+
+
+OnEpoch = Callable[[int], None]
+
+
+def batch_size_of(assignment: Assignment) -> int:
+    """The batch size that every member of the pack shares."""
+    return int(assignment.seats[0].config.get("batch_size", 64))
+
+
+def execute(
+    assignment: Assignment,
+    *,
+    train: Feed,
+    validation: Feed,
+    storage: Storage,
+    folder: Path,
+    device: str = "cpu",
+    on_epoch: OnEpoch = lambda _: None,
+) -> Outcome:
+    """Trains the assignment's members and leaves checkpoint and curves in ``folder``.
+
+    Args:
+        assignment: What to do.
+        train: Batches of the training split, in the order of the assignment's ``data_seed``.
+        validation: The validation split.
+        storage: Where the parameters at ``from_epoch`` are found.
+        folder: Empty local folder for the checkpoint and `CURVES`.
+        device: A torch device.
+        on_epoch: Told the number of finished epochs after each.
+
+    Raises:
+        TrainingError: If the assignment cannot be trained at all; a member that diverges is an entry in ``failed``.
+    """
+    if train.num_rows == 0 or validation.num_rows == 0:
+        raise TrainingError(
+            f"{assignment.dataset} has {train.num_rows} training and {validation.num_rows} validation rows; "
+            "both are wanted. Change the split's fractions, or commit more rows."
+        )
+    run = _queue if assignment.model == "lightgbm" else _pack
+    outcome = run(assignment, train, validation, storage, folder, device, on_epoch)
+    pq.write_table(pa.table(outcome.curve), folder / CURVES)
+    return outcome
+
+
+def _pack(
+    assignment: Assignment,
+    train: Feed,
+    validation: Feed,
+    storage: Storage,
+    folder: Path,
+    device: str,
+    on_epoch: OnEpoch,
+) -> Outcome:
+    """Members that step together."""
+    outcome = Outcome()
+    pack = _open_pack(assignment, storage, device)
+    x, y = validation.all()
+    x, y = x.to(device), y.to(device)
+    outcome.layout = {"members": len(assignment.seats), "chunk": getattr(pack, "chunk", None), "device": device}
+    for epoch in range(assignment.from_epoch, assignment.to_epoch):
+        batches = _Timed(train.epoch(epoch))
+        losses = pack.train_epoch(batches, steps_per_epoch=train.steps_per_epoch)
+        outcome.data_wait_s += batches.waited_s
+        scores = pack.score(x, y, assignment.metrics)
+        for i, member in enumerate(pack.members):
+            outcome.add_point(
+                member.name, epoch + 1, float(losses[i]), {name: float(values[i]) for name, values in scores.items()}
+            )
+        on_epoch(epoch + 1)
+    failed = pack.failures()
+    for i, member in enumerate(pack.members):
+        metrics = {name: float(values[i]) for name, values in scores.items()}
+        _judge(outcome, member.name, metrics, failed.get(member.name))
+    pack.save(folder)
+    return outcome
+
+
+def _open_pack(assignment: Assignment, storage: Storage, device: str) -> Pack:
+    from tiltyard.training import Pack
+
+    if assignment.from_epoch == 0:
+        spec, members = pack_parts(assignment)
+        return Pack.create(spec, members, device=device)
+    sources: dict[str, list[str]] = {}
+    for seat in assignment.seats:
+        sources.setdefault(_source(seat, assignment), []).append(seat.cell)
+    with ExitStack() as stack:
+        parts = [
+            Pack.load(stack.enter_context(storage.reading(uri)), names=cells, device=device)
+            for uri, cells in sources.items()
+        ]
+        pack = Pack.merge(parts) if len(parts) > 1 else parts[0]
+    return pack.keep(assignment.cells)
+
+
+def pack_parts(assignment: Assignment) -> tuple[Any, list[Any]]:
+    """The `PackSpec` and the `Member` values of an assignment."""
+    from tiltyard.training import Member, PackSpec, split_config
+
+    shared, _ = split_config(assignment.seats[0].config)
+    optimizer = str(shared.pop("optimizer", "adamw"))
+    batch_size = int(shared.pop("batch_size", 64))
+    spec = PackSpec(
+        model=assignment.model,
+        model_args=shared,
+        task=assignment.task,
+        input_shape=assignment.input_shape,
+        num_outputs=assignment.num_outputs,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        total_epochs=assignment.total_epochs,
+    )
+    members = [Member.from_config(seat.cell, seat.seed, split_config(seat.config)[1]) for seat in assignment.seats]
+    return spec, members
+
+
+def _source(seat: Seat, assignment: Assignment) -> str:
+    if seat.source is None:
+        raise TrainingError(
+            f"Trial {seat.cell[:12]} is to go on from epoch {assignment.from_epoch}, but no checkpoint is recorded. "
+            "Wanted: the folder of its last rung. Run the experiment again; the trial begins anew."
+        )
+    return seat.source
+
+
+def _queue(
+    assignment: Assignment,
+    train: Feed,
+    validation: Feed,
+    storage: Storage,
+    folder: Path,
+    device: str,
+    on_epoch: OnEpoch,
+) -> Outcome:
+    """Members that cannot share a step: one after another, each with its own files."""
+    from tiltyard.models.lightgbm import LightGBMTrial
+
+    del device
+    outcome = Outcome(layout={"queue": len(assignment.seats)})
+    x, y = (t.numpy() for t in train.all())
+    x_val, y_val = (t.numpy() for t in validation.all())
+    for done, seat in enumerate(assignment.seats, start=1):
+        try:
+            if assignment.from_epoch == 0:
+                trial = LightGBMTrial(
+                    seat.config, task=assignment.task, num_outputs=assignment.num_outputs, seed=seat.seed
+                )
+            else:
+                with storage.reading(_source(seat, assignment)) as source:
+                    trial = LightGBMTrial.load(source / seat.cell)
+            for point in trial.train(x, y, x_val, y_val, to_epoch=assignment.to_epoch, metrics=assignment.metrics):
+                outcome.add_point(seat.cell, point.epoch, point.train_loss, point.metrics)
+            trial.save(folder / seat.cell)
+            _judge(outcome, seat.cell, dict(point.metrics), None)
+        except TrainingError as error:
+            outcome.failed[seat.cell] = str(error)
+        on_epoch(assignment.from_epoch + (assignment.to_epoch - assignment.from_epoch) * done // len(assignment.seats))
+    return outcome
+
+
+def _judge(outcome: Outcome, cell: str, metrics: dict[str, float], reason: str | None) -> None:
+    """A score that is not a number is a failure with a reason, whatever the member said."""
+    if reason is None and not all(math.isfinite(v) for v in metrics.values()):
+        bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        reason = f"diverged: {', '.join(bad)} is not a finite number"
+    if reason is None:
+        outcome.scores[cell] = metrics
+    else:
+        outcome.failed[cell] = reason
+
+
+class _Timed:
+    """Counts the seconds that the consumer of an iterator waits for it."""
+
+    def __init__(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._batches = iter(batches)
+        self.waited_s = 0.0
+
+    def __iter__(self) -> _Timed:
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.waited_s += time.perf_counter() - start
+
+
+def read_curves(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The curves as columns: cell, epoch, train_loss and one column a metric."""
+    table = pq.read_table(path)
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -1,0 +1,101 @@
+"""Lets Ray Tune run what the state machine says, rung after rung, within one ``Tuner``.
+
+Ray Tune asks a searcher for the next configuration. This one asks `Conductor.next_pack`; ``None`` means "not now" while a
+rung is open, `Searcher.FINISHED` ends the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ray.tune import Callback, Stopper
+from ray.tune.search import Searcher
+
+
+class Conductor(Protocol):
+    """Who decides: the driver, around `tiltyard.sweep.halving.Machine`."""
+
+    def next_pack(self) -> str | None:
+        """The next pack to start, written to storage already; None where nothing can start now."""
+
+    def pack_ended(self, pack_id: str, *, failed: bool) -> None:
+        """A Tune trial ended: its result is in the journal, or it failed for good."""
+
+    def tick(self) -> None:
+        """Called all the time while packs run: renews the claim, shows progress, obeys requests."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing runs and nothing is left."""
+
+    @property
+    def stopping(self) -> bool:
+        """Running packs are to be ended now."""
+
+
+class PackSearcher(Searcher):  # type: ignore[misc]
+    """Hands out pack ids."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__(metric=None, mode=None)
+        self._conductor = conductor
+        self._packs: dict[str, str] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """Nothing to set: the space is not Ray Tune's."""
+        del metric, mode, config, spec
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+        """The next pack, "wait", or "finished"."""
+        if self._conductor.done or self._conductor.stopping:
+            return str(Searcher.FINISHED)
+        pack_id = self._conductor.next_pack()
+        if pack_id is None:
+            return str(Searcher.FINISHED) if self._conductor.done else None
+        self._packs[trial_id] = pack_id
+        return {"pack": pack_id}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Ray Tune's results carry no scores."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Passes the end of a pack on."""
+        del result
+        pack_id = self._packs.pop(trial_id, None)
+        if pack_id is not None:
+            self._conductor.pack_ended(pack_id, failed=error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the record, and `Tuner.restore` is never used."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing; see `save`."""
+
+
+class Heartbeat(Callback):  # type: ignore[misc]
+    """Ray Tune's event loop, as our clock."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """After every turn of the loop."""
+        del iteration, trials, info
+        self._conductor.tick()
+
+
+class StopNow(Stopper):  # type: ignore[misc]
+    """Ends every running pack when the conductor says so; what is finished is in the journal."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Never for a single one."""
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        """True once the whole sweep is to stop."""
+        return self._conductor.stopping

@@ -1,0 +1,128 @@
+"""The trainable under Ray Tune: one call is one pack for one rung.
+
+Order of writes, so that a crash at any point costs at most one attempt: assignment (by the driver), attempt number
+(journal), checkpoint and curves (storage), completion with every score (journal, one transaction). Ray Tune learns the
+epoch and that the worker is alive, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from ray import tune
+
+from tiltyard.data.stream import open_feed
+from tiltyard.journal import CellScore, Claim, Journal
+from tiltyard.sweep.engine.assignment import Assignment
+from tiltyard.sweep.engine.execute import Outcome, batch_size_of, execute
+from tiltyard.sweep.engine.layout import Layout, Storage
+
+REPORT_EVERY_S = 1.0
+"""Epochs are reported to Ray Tune at most this often: a report costs its driver milliseconds, and packs are many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """What a worker knows from the start; small, and the same for every pack of a launch.
+
+    Args:
+        claim: The launch's claim; its fence goes with every write.
+        journal_uri: Where the journal is.
+        storage_uri: Where files go.
+        splits: Per dataset, the handle of its shared splits.
+        device: Torch device kind that a pack trains on.
+        threads: Threads of a pack's arithmetic.
+    """
+
+    claim: Claim
+    journal_uri: str
+    storage_uri: str
+    splits: dict[str, Any]
+    device: str
+    threads: int
+
+
+@lru_cache(maxsize=1)
+def _journal(uri: str) -> Journal:
+    """One connection a process: actors are reused for many packs."""
+    return Journal.open(uri)
+
+
+def train_pack(config: dict[str, Any], post: Post) -> None:
+    """Trains the pack named in ``config["pack"]``; Ray Tune runs this in a reused actor."""
+    import torch
+
+    started = time.monotonic()
+    torch.set_num_threads(post.threads)
+    journal = _journal(post.journal_uri)
+    layout = Layout(Storage(post.storage_uri), post.claim.key)
+    assignment = Assignment.from_dict(layout.storage.read_json(layout.assignment(config["pack"])))
+    attempt = journal.start_attempt(
+        post.claim,
+        assignment.pack_id,
+        rung=assignment.rung,
+        cells=assignment.cells,
+        device_kind=post.device,
+        layout={"members": len(assignment.seats), "pid": os.getpid()},
+    )
+    report = _Reporter()
+    uri = layout.attempt(assignment.pack_id, attempt.number)
+    try:
+        outcome = _train(assignment, post, layout.storage, uri, report)
+    except Exception as error:
+        journal.fail_attempt(attempt, f"{type(error).__name__}: {error}", metered_s=time.monotonic() - started)
+        raise
+    journal.finish_attempt(
+        attempt,
+        scores=_cell_scores(assignment, outcome, uri, attempt.number),
+        metered_s=time.monotonic() - started,
+        storage_uri=uri,
+    )
+    tune.report({"epoch": assignment.to_epoch, "wait_s": outcome.data_wait_s})
+
+
+def _train(assignment: Assignment, post: Post, storage: Storage, uri: str, report: _Reporter) -> Outcome:
+    handle = post.splits[assignment.dataset]
+    common = {"batch_size": batch_size_of(assignment), "data_seed": assignment.data_seed, "device": post.device}
+    with storage.writing(uri) as folder:
+        return execute(
+            assignment,
+            train=open_feed(handle, split="train", **common),
+            validation=open_feed(handle, split="validation", **common),
+            storage=storage,
+            folder=folder,
+            device=post.device,
+            on_epoch=report,
+        )
+
+
+def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: int) -> list[CellScore]:
+    return [
+        CellScore(
+            cell=cell,
+            epoch=assignment.to_epoch,
+            metrics=outcome.scores.get(cell, {}),
+            storage_uri=uri,
+            pack_id=assignment.pack_id,
+            attempt=attempt,
+            failed=outcome.failed.get(cell),
+        )
+        for cell in assignment.cells
+    ]
+
+
+class _Reporter:
+    """Tells Ray Tune the epoch, at most every `REPORT_EVERY_S`."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, epoch: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= REPORT_EVERY_S:
+            self._last = now
+            tune.report({"epoch": epoch})

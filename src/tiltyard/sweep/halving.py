@@ -1,0 +1,299 @@
+"""Which pack runs next, and which trials stop: synchronous successive halving as a state machine. Pure.
+
+Events in (a pack's scores, a loss, time is up), instructions out (start this pack). A rung of a group closes when each of
+its live trials has a score or has failed; the best ``ceil(keep * live)`` go on. Nothing depends on the order of events:
+packs are composed when a rung opens, from the trials in their order; ranks break ties by the trial's index.
+
+Resume and reuse are the same thing: a member whose score at a rung's epoch is *known* is left out of its pack.
+
+Source: Jamieson & Talwalkar 2016; the synchronous form, so that survivors stand at equal epochs and can be packed anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from tiltyard.errors import JournalError
+from tiltyard.sweep.plan import Group, Trial
+from tiltyard.types import Mode
+
+
+class Known(Protocol):
+    """What is known of a cell at an epoch (`tiltyard.journal.CellScore` is one)."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Its scores."""
+
+    @property
+    def failed(self) -> str | None:
+        """Why it has none, if so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartPack:
+    """An instruction: train these cells together from the end of one epoch to the end of another."""
+
+    pack_id: str
+    group: str
+    rung: int
+    from_epoch: int
+    to_epoch: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackDone:
+    """Every member has a score or a failure."""
+
+    pack_id: str
+    scores: Mapping[str, Known]
+
+
+@dataclass(frozen=True, slots=True)
+class PackLost:
+    """The pack's process died. Permanent: it is not run again."""
+
+    pack_id: str
+    reason: str
+    permanent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TimeUp:
+    """Nothing more is to start."""
+
+    reason: str
+
+
+Event = PackDone | PackLost | TimeUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialState:
+    """Where a trial stands. States: planned, running, waiting, stopped, done, failed, interrupted."""
+
+    state: str
+    epoch: int = 0
+    score: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A closed rung: who goes on, who stops, and by which scores."""
+
+    group: str
+    rung: int
+    epoch: int
+    kept: tuple[str, ...]
+    stopped: tuple[str, ...]
+    scores: Mapping[str, float]
+    reason: str
+
+
+@dataclass(slots=True)
+class _Rung:
+    """The open rung of a group."""
+
+    group: Group
+    index: int
+    live: list[Trial]
+    scores: dict[str, float] = field(default_factory=dict)
+    outstanding: set[str] = field(default_factory=set)
+
+
+class Machine:
+    """The state of a whole sweep.
+
+    Args:
+        groups: From the plan.
+        metric: The ranking metric.
+        mode: Its direction.
+        pack_size: Members of a pack, given a group and the trials of one shape that are live.
+        shape: What must be equal inside a pack; trials of other shapes get packs of their own.
+        known: Scores of cells at epochs that need no run.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        metric: str,
+        mode: Mode,
+        pack_size: Callable[[Group, Sequence[Trial]], int],
+        shape: Callable[[Trial], str],
+        known: Mapping[tuple[str, int], Known],
+    ) -> None:
+        self._metric, self._mode = metric, mode
+        self._pack_size, self._shape, self._known = pack_size, shape, known
+        self._trials = {t.cell: t for g in groups for t in g.trials}
+        self._states = {cell: TrialState(state="planned") for cell in self._trials}
+        self._rungs: dict[str, _Rung] = {}
+        self._ready: dict[str, deque[StartPack]] = {}
+        self._turn: deque[str] = deque()
+        self._running: dict[str, StartPack] = {}
+        self._halted: str | None = None
+        self._decisions: list[Decision] = []
+        for group in groups:
+            self._turn.append(group.name)
+            self._ready[group.name] = deque()
+            self._open(group, 0, list(group.trials))
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def next(self) -> StartPack | None:
+        """The next pack to start; groups take turns, so that no device waits while any group has work."""
+        if self._halted is not None:
+            return None
+        for _ in range(len(self._turn)):
+            name = self._turn[0]
+            self._turn.rotate(-1)
+            if self._ready[name]:
+                pack = self._ready[name].popleft()
+                self._running[pack.pack_id] = pack
+                for cell in pack.cells:
+                    self._states[cell] = replace(self._states[cell], state="running")
+                return pack
+        return None
+
+    @property
+    def done(self) -> bool:
+        """Nothing runs, and nothing is left to start."""
+        return not self._running and (self._halted is not None or not any(self._ready.values()))
+
+    @property
+    def running(self) -> tuple[StartPack, ...]:
+        """Packs that were started and have not ended."""
+        return tuple(self._running.values())
+
+    def state_of(self, cell: str) -> TrialState:
+        """Where a trial stands."""
+        return self._states[cell]
+
+    def drain_decisions(self) -> tuple[Decision, ...]:
+        """Rungs closed since the last call."""
+        decisions, self._decisions = tuple(self._decisions), []
+        return decisions
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def report(self, event: Event) -> None:
+        """Takes an event in.
+
+        Raises:
+            JournalError: If a pack ended that was not running.
+        """
+        if isinstance(event, TimeUp):
+            self._halt(event.reason)
+            return
+        pack = self._running.pop(event.pack_id, None)
+        if pack is None:
+            raise JournalError(f"Pack {event.pack_id} ended, but it was not running; nothing was changed.")
+        rung = self._rungs[pack.group]
+        for cell in pack.cells:
+            if isinstance(event, PackLost):
+                self._fail(rung, cell, event.reason)
+            elif cell in event.scores:
+                self._take(rung, cell, event.scores[cell])
+            else:
+                self._fail(rung, cell, "the pack ended without a score for this trial")
+        self._close_if_complete(rung)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _open(self, group: Group, index: int, live: list[Trial]) -> None:
+        """Opens a rung: composes its packs, leaves out what is known, and closes it at once where all is."""
+        rung = _Rung(group=group, index=index, live=live)
+        self._rungs[group.name] = rung
+        to_epoch = group.rungs[index]
+        from_epoch = group.rungs[index - 1] if index else 0
+        for number, members in enumerate(self._compose(group, live)):
+            unknown = [t for t in members if (t.cell, to_epoch) not in self._known]
+            for trial in members:
+                if (trial.cell, to_epoch) in self._known:
+                    self._take(rung, trial.cell, self._known[trial.cell, to_epoch])
+            if unknown:
+                rung.outstanding |= {t.cell for t in unknown}
+                self._ready[group.name].append(
+                    StartPack(
+                        pack_id=f"{group.name}/r{index}/{number}",
+                        group=group.name,
+                        rung=index,
+                        from_epoch=from_epoch,
+                        to_epoch=to_epoch,
+                        cells=tuple(t.cell for t in unknown),
+                    )
+                )
+        self._close_if_complete(rung)
+
+    def _compose(self, group: Group, live: Sequence[Trial]) -> list[list[Trial]]:
+        """Packs of equal shape, near-equal in size, in the trials' order."""
+        shapes: dict[str, list[Trial]] = {}
+        for trial in live:
+            shapes.setdefault(self._shape(trial), []).append(trial)
+        packs = []
+        for trials in shapes.values():
+            count = math.ceil(len(trials) / max(1, self._pack_size(group, trials)))
+            packs += [trials[i * len(trials) // count : (i + 1) * len(trials) // count] for i in range(count)]
+        return packs
+
+    def _take(self, rung: _Rung, cell: str, known: Known) -> None:
+        score = known.metrics.get(self._metric, math.nan)
+        if known.failed is not None or not math.isfinite(score):
+            self._fail(rung, cell, known.failed or f"{self._metric} is not a finite number")
+            return
+        rung.outstanding.discard(cell)
+        rung.scores[cell] = score
+        epoch = rung.group.rungs[rung.index]
+        self._states[cell] = TrialState(state="waiting", epoch=epoch, score=score)
+
+    def _fail(self, rung: _Rung, cell: str, reason: str) -> None:
+        rung.outstanding.discard(cell)
+        before = self._states[cell]
+        self._states[cell] = TrialState(state="failed", epoch=before.epoch, score=None, reason=reason)
+
+    def _close_if_complete(self, rung: _Rung) -> None:
+        if rung.outstanding:
+            return
+        ranked = sorted(
+            (t for t in rung.live if t.cell in rung.scores),
+            key=lambda t: (-self._mode.sign * rung.scores[t.cell], t.index),
+        )
+        last = rung.index == len(rung.group.rungs) - 1
+        keep = len(ranked) if last else max(1, math.ceil(rung.group.keep * len(ranked))) if ranked else 0
+        kept, stopped = ranked[:keep], ranked[keep:]
+        epoch = rung.group.rungs[rung.index]
+        for trial in kept if last else ():
+            self._states[trial.cell] = replace(self._states[trial.cell], state="done")
+        for trial in stopped:
+            self._states[trial.cell] = replace(
+                self._states[trial.cell],
+                state="stopped",
+                reason=f"not among the best {keep} of {len(ranked)} at epoch {epoch}",
+            )
+        self._decisions.append(
+            Decision(
+                group=rung.group.name,
+                rung=rung.index,
+                epoch=epoch,
+                kept=tuple(t.cell for t in kept),
+                stopped=tuple(t.cell for t in stopped),
+                scores=dict(rung.scores),
+                reason=f"best {keep} of {len(ranked)} by {self._metric} at epoch {epoch}",
+            )
+        )
+        if not last and kept:
+            self._open(rung.group, rung.index + 1, sorted(kept, key=lambda t: t.index))
+
+    def _halt(self, reason: str) -> None:
+        self._halted = reason
+        for ready in self._ready.values():
+            ready.clear()
+        for cell, state in self._states.items():
+            if state.state in {"planned", "waiting"}:
+                self._states[cell] = replace(state, state="interrupted", reason=reason)

@@ -1,0 +1,220 @@
+"""The ranked result of an experiment, with its uncertainty. Pure.
+
+Trials are ranked on the validation split. The few best of each dataset, the finalists, are then scored once on the
+untouched test split, row by row, so that two of them can be compared on the same rows.
+
+Intervals are percentile bootstrap over rows (Efron & Tibshirani 1993), seeded; for accuracy the Wilson score interval
+(Wilson 1927). "Cannot be told apart from the best" is a paired bootstrap of the difference, with Holm's correction
+(Holm 1979) for the number of finalists compared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tiltyard.types import Mode
+
+SCHEMA_VERSION = 1
+BOOTSTRAPS = 2000
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How one trial ended, as the machine and the journal say."""
+
+    cell: str
+    name: str
+    variant: str
+    dataset: str
+    index: int
+    state: str
+    epoch: int
+    score: float | None
+    reason: str | None
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestScore:
+    """A finalist's one look at the test split. ``low`` and ``high`` bound 95%."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    rows: int
+    others: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of a dataset's table."""
+
+    rank: int
+    cell: str
+    name: str
+    variant: str
+    state: str
+    epoch: int
+    validation: float | None
+    test: TestScore | None
+    tied_with_best: bool
+    reason: str | None
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaderboard:
+    """Per dataset the ranked trials, best first; failed and interrupted ones last."""
+
+    experiment: str
+    key: str
+    metric: str
+    mode: str
+    tables: Mapping[str, tuple[Row, ...]]
+    test_looks: int = 1
+
+    def best(self, dataset: str) -> Row | None:
+        """The first of a dataset's table, if any trial has a score."""
+        rows = self.tables[dataset]
+        return rows[0] if rows and rows[0].validation is not None else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values with ``schema_version``."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Leaderboard:
+        """Reads what `to_json` gave."""
+        fields = {k: v for k, v in data.items() if k != "schema_version"}
+        fields["tables"] = {
+            dataset: tuple(Row(**{**r, "test": TestScore(**r["test"]) if r["test"] else None}) for r in rows)
+            for dataset, rows in fields["tables"].items()
+        }
+        return cls(**fields)
+
+
+def rank(results: Sequence[Result], mode: Mode) -> list[Result]:
+    """Best first: by how far training went, then score, then the trial's place in the plan.
+
+    A trial that was stopped early is below every trial that trained longer, whatever its score then was.
+    """
+    return sorted(
+        results,
+        key=lambda r: (
+            r.score is None or r.state in {"failed", "interrupted"},
+            -r.epoch,
+            -mode.sign * r.score if r.score is not None else 0.0,
+            r.dataset,
+            r.variant,
+            r.index,
+        ),
+    )
+
+
+def finalists(results: Sequence[Result], mode: Mode, count: int) -> list[Result]:
+    """The best ``count`` of one dataset's results that trained to the end."""
+    return [r for r in rank(results, mode) if r.state == "done" and r.score is not None][:count]
+
+
+def leaderboard(
+    *,
+    experiment: str,
+    key: str,
+    metric: str,
+    mode: Mode,
+    results: Sequence[Result],
+    tests: Mapping[str, TestScore],
+    tied: frozenset[str],
+    test_looks: int = 1,
+) -> Leaderboard:
+    """Puts the tables together.
+
+    Args:
+        experiment: Its name.
+        key: Its key.
+        metric: The ranking metric.
+        mode: Its direction.
+        results: Every trial of every dataset.
+        tests: Test scores of the finalists, by cell.
+        tied: Cells that cannot be told apart from the best of their dataset on the test split.
+        test_looks: How often the test split has been looked at for this key.
+    """
+    tables = {}
+    for dataset in dict.fromkeys(r.dataset for r in results):
+        ordered = rank([r for r in results if r.dataset == dataset], mode)
+        tables[dataset] = tuple(
+            Row(
+                rank=i,
+                cell=r.cell,
+                name=r.name,
+                variant=r.variant,
+                state=r.state,
+                epoch=r.epoch,
+                validation=r.score,
+                test=tests.get(r.cell),
+                tied_with_best=r.cell in tied,
+                reason=r.reason,
+                config=dict(r.config),
+            )
+            for i, r in enumerate(ordered, start=1)
+        )
+    return Leaderboard(
+        experiment=experiment, key=key, metric=metric, mode=str(mode), tables=tables, test_looks=test_looks
+    )
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95% interval of a share.
+
+    >>> tuple(round(v, 3) for v in wilson(95, 100))
+    (0.888, 0.978)
+    """
+    p = successes / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+def bootstrap_means(per_row: Array, *, seed: int = 0, draws: int = BOOTSTRAPS) -> Array:
+    """Means of resampled rows: ``per_row`` (rows,) or (rows, models) gives (draws,) or (draws, models)."""
+    rng = np.random.default_rng(seed)
+    n = len(per_row)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    return np.asarray(counts @ per_row / n)
+
+
+def ties_with_best(per_row: Mapping[str, Array], mode: Mode, *, alpha: float = 0.05, seed: int = 0) -> frozenset[str]:
+    """Cells whose mean per-row score does not differ from the first one's at ``alpha``, Holm-corrected.
+
+    Args:
+        per_row: By cell, best first, one value a test row, the same rows for all.
+        mode: Which direction is better.
+        alpha: Family-wise error rate.
+        seed: Of the bootstrap.
+    """
+    cells = list(per_row)
+    if len(cells) < 2:
+        return frozenset()
+    stacked = np.stack([per_row[c] for c in cells], axis=1) * mode.sign
+    differences = bootstrap_means(stacked[:, :1] - stacked[:, 1:], seed=seed)
+    below = (differences <= 0).mean(axis=0)
+    p = {c: float(2 * min(b, 1 - b)) for c, b in zip(cells[1:], below, strict=True)}
+    apart: set[str] = set()
+    for i, cell in enumerate(sorted(p, key=lambda c: p[c])):
+        if p[cell] > alpha / (len(p) - i):
+            break
+        apart.add(cell)
+    return frozenset(set(cells[1:]) - apart)
+
+
+def dumps(board: Leaderboard) -> str:
+    """As JSON text."""
+    return json.dumps(board.to_json(), sort_keys=True)

@@ -1,0 +1,6 @@
+"""The one writer of MLflow runs."""
+
+from tiltyard.tracking.records import LaunchRecord, TrialRecord, thin
+from tiltyard.tracking.writer import Tracker, TrackerReport
+
+__all__ = ["LaunchRecord", "Tracker", "TrackerReport", "TrialRecord", "thin"]

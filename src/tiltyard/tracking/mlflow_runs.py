@@ -1,0 +1,152 @@
+"""Writes launches and trials as MLflow runs: one parent a launch, one child a trial.
+
+Run by the writer's own process (`tiltyard.tracking.writer`), never on the training path. A run is found again by its tags
+``tiltyard.key`` and ``tiltyard.cell``, so writing a trial twice continues its run and never makes a second.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from tiltyard.tracking.records import LaunchRecord, TrialRecord, thin
+
+_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_PARENT = "mlflow.parentRunId"
+
+
+class MlflowRuns:
+    """Runs in one MLflow. Opening the first time makes and migrates its database, which takes seconds."""
+
+    def __init__(self, tracking_uri: str, artifact_root: str | None = None) -> None:
+        self._client = MlflowClient(tracking_uri)
+        self._artifact_root = artifact_root
+        self._runs: dict[str, str] = {}
+
+    def open_launch(self, record: LaunchRecord) -> str:
+        """The parent run of a launch, made or found again; its id."""
+        experiment_id = self._experiment(record.experiment)
+        found = self._client.search_runs(
+            [experiment_id], f"tags.`tiltyard.key` = '{record.key}' and tags.`tiltyard.kind` = 'launch'", max_results=1
+        )
+        if found:
+            run_id = found[0].info.run_id
+            self._client.update_run(run_id, status="RUNNING")
+            self._load_children(experiment_id, run_id)
+            return str(run_id)
+        run = self._client.create_run(
+            experiment_id,
+            run_name=f"{record.experiment} {record.key[:8]}",
+            tags={"tiltyard.kind": "launch", "tiltyard.key": record.key, "tiltyard.launch": record.launch_id}
+            | dict(record.tags),
+        )
+        self._client.log_text(run.info.run_id, record.spec, "experiment.json")
+        return str(run.info.run_id)
+
+    def trial(self, experiment: str, key: str, parent: str, record: TrialRecord) -> str:
+        """Writes a trial's run whole; its id."""
+        tags = {
+            _PARENT: parent,
+            "tiltyard.kind": "trial",
+            "tiltyard.key": key,
+            "tiltyard.cell": record.cell,
+            "tiltyard.state": record.state,
+            "tiltyard.variant": record.variant,
+            "tiltyard.dataset": f"{record.dataset}@{record.dataset_version}",
+        } | dict(record.tags)
+        if record.reason:
+            tags["tiltyard.reason"] = record.reason[:5000]
+        run_id = self._runs.get(record.cell)
+        if run_id is None:
+            run = self._client.create_run(
+                self._experiment(experiment), start_time=record.start_ms, run_name=record.name, tags=tags
+            )
+            run_id = self._runs[record.cell] = str(run.info.run_id)
+            self._client.log_inputs(run_id, [_input(record)])
+        else:
+            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._client.log_batch(
+            run_id,
+            metrics=_metrics(record),
+            params=[Param(k, str(v)[:6000]) for k, v in record.params.items()],
+        )
+        self._client.set_terminated(run_id, _STATUS[record.state], end_time=record.end_ms)
+        return run_id
+
+    def close_launch(self, run_id: str, status: str, metrics: dict[str, float], tags: dict[str, str]) -> None:
+        """Ends the parent run."""
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(k, v, 0, 0) for k, v in metrics.items() if math.isfinite(v)],
+            tags=[RunTag(k, v) for k, v in tags.items()],
+        )
+        self._client.set_terminated(run_id, status)
+
+    def _experiment(self, name: str) -> str:
+        cached = self._runs.get(f"experiment:{name}")
+        if cached is not None:
+            return cached
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                made = self._client.create_experiment(
+                    name, artifact_location=f"{self._artifact_root}/{name}" if self._artifact_root else None
+                )
+            except MlflowException:  # somebody else made it meanwhile
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+                made = found.experiment_id
+        elif found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+            made = found.experiment_id
+        else:
+            made = found.experiment_id
+        self._runs[f"experiment:{name}"] = str(made)
+        return str(made)
+
+    def _load_children(self, experiment_id: str, parent: str) -> None:
+        """Learns which trials have a run already."""
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [experiment_id], f"tags.`{_PARENT}` = '{parent}'", max_results=5000, page_token=token
+            )
+            self._runs |= {r.data.tags["tiltyard.cell"]: r.info.run_id for r in page if "tiltyard.cell" in r.data.tags}
+            token = page.token
+            if not token:
+                return
+
+
+def _metrics(record: TrialRecord) -> list[Metric]:
+    points = [
+        Metric(name, value, record.start_ms + step, step)
+        for step, metrics in thin(record.history)
+        for name, value in metrics.items()
+        if math.isfinite(value)  # SQL stores keep inf as 1.8e308
+    ]
+    points += [Metric(f"test_{k}", v, record.end_ms, 0) for k, v in record.test.items() if math.isfinite(v)]
+    points += [
+        Metric("duration_s", record.duration_s, record.end_ms, 0),
+        Metric("cpu_s", record.cpu_s, record.end_ms, 0),
+    ]
+    return points
+
+
+def _input(record: TrialRecord) -> DatasetInput:
+    dataset: Any = DatasetEntity(
+        name=record.dataset,
+        digest=record.dataset_digest[:36],  # MLflow's column holds 36 characters; the whole digest is in the source
+        source_type="tiltyard",
+        source=f'{{"name": "{record.dataset}", "version": {record.dataset_version}, "digest": "{record.dataset_digest}"}}',
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])

@@ -1,0 +1,57 @@
+"""What is written about a launch and its trials, as plain values; and how a long history is thinned. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_POINTS = 64
+"""Points of a history that reach MLflow. All of them stand in the curves (Parquet)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRecord:
+    """A launch: becomes the parent run."""
+
+    experiment: str
+    key: str
+    launch_id: str
+    spec: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """A trial that ended: becomes a child run. ``history`` is (epoch, metrics) in order; times in milliseconds."""
+
+    cell: str
+    name: str
+    variant: str
+    dataset: str
+    dataset_version: int
+    dataset_digest: str
+    params: Mapping[str, Any]
+    history: Sequence[tuple[int, Mapping[str, float]]]
+    state: str
+    reason: str | None
+    duration_s: float
+    cpu_s: float
+    start_ms: int
+    end_ms: int
+    test: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def thin(
+    history: Sequence[tuple[int, Mapping[str, float]]], limit: int = MAX_POINTS
+) -> list[tuple[int, Mapping[str, float]]]:
+    """At most ``limit`` points, evenly spaced, the first and the last among them.
+
+    >>> [epoch for epoch, _ in thin([(i, {}) for i in range(1, 101)], 4)]
+    [1, 34, 67, 100]
+    """
+    if len(history) <= limit:
+        return list(history)
+    last = len(history) - 1
+    return [history[round(i * last / (limit - 1))] for i in range(limit)]
