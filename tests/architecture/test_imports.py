@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,18 +104,16 @@ class Import(NamedTuple):
     name: str
 
 
-def running_imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def running_imports(node: ast.AST) -> Iterator[tuple[int, str]]:
     """Every import of a module, those inside functions too, but for what stands under ``if TYPE_CHECKING``."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            for other in node.orelse:
-                yield from running_imports(other)
-            continue
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-        yield from running_imports(node)
+    if isinstance(node, ast.Import):
+        yield from ((node.lineno, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+    type_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    children = node.orelse if type_only and isinstance(node, ast.If) else ast.iter_child_nodes(node)
+    for child in children:
+        yield from running_imports(child)
 
 
 def imports() -> list[Import]:
@@ -126,7 +124,7 @@ def imports() -> list[Import]:
     return found
 
 
-def longest(table: dict[str, object] | dict[str, int] | dict[str, tuple[str, ...]], name: str, sep: str) -> str | None:
+def longest(table: Iterable[str], name: str, sep: str) -> str | None:
     parts = name.split(sep)
     return next((key for n in range(len(parts), 0, -1) if (key := sep.join(parts[:n])) in table), None)
 

@@ -32,7 +32,8 @@ class CommandEntry:
     summary: str
     """What the help shows; a test holds it equal to the command's own first line."""
     module: str
-    """Module with a ``typer.Typer`` named ``app``."""
+    app: str = "app"
+    """Name of a ``typer.Typer`` in the module."""
     command: str | None = None
     """Which command of ``app``; None means that ``app`` itself is the command, with subcommands of its own."""
     panel: str = "Commands"
@@ -43,6 +44,34 @@ _SWEEP, _RESULTS, _MACHINE = "Sweeps", "Results", "This machine"
 COMMANDS: dict[str, CommandEntry] = {
     entry.name: entry
     for entry in (
+        CommandEntry(
+            name="run",
+            summary="Run an experiment: sweep, rank, register and serve what its file describes.",
+            module="tiltyard.cli.run",
+            command="run",
+            panel=_SWEEP,
+        ),
+        CommandEntry(
+            name="leaderboard",
+            summary="Show the ranked trials of an experiment, dataset by dataset.",
+            module="tiltyard.cli.results",
+            command="leaderboard",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="runs",
+            summary="Show every launch that is recorded, newest first.",
+            module="tiltyard.cli.results",
+            command="runs",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="trial",
+            summary="Look at one trial, or train it again alone.",
+            module="tiltyard.cli.results",
+            app="trial",
+            panel=_RESULTS,
+        ),
         CommandEntry(
             name="up",
             summary="Start a Ray head and an MLflow server on this machine, on loopback and free ports.",
@@ -78,12 +107,11 @@ COMMANDS: dict[str, CommandEntry] = {
 
 def load(entry: CommandEntry) -> Any:
     """The real command behind an entry: imports its module."""
-    app: typer.Typer = importlib.import_module(entry.module).app
-    if entry.command is None:
-        group = typer.main.get_group(app)
-        group.name = entry.name
-        return group
-    return typer.main.get_group(app).commands[entry.command]
+    group = typer.main.get_group(getattr(importlib.import_module(entry.module), entry.app))
+    if entry.command is not None:
+        return group.commands[entry.command]
+    group.name = entry.name
+    return group
 
 
 class LazyGroup(TyperGroup):

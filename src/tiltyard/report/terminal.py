@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,6 +25,9 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from tiltyard.sweep.leaderboard import Leaderboard, Row
 
 PLAIN_EVERY_S = 2.0
 _REDRAW_PER_S = 4
@@ -250,3 +253,99 @@ def closing(places: Sequence[tuple[str, str]], commands: Sequence[tuple[str, str
 def heading(text: str) -> RenderableType:
     """A title above a table."""
     return Padding(f"[bold]{escape(text)}[/bold]", (1, 0, 0, 0))
+
+
+def leaderboard_table(board: Leaderboard, dataset: str, *, limit: int | None = 10) -> Table:
+    """The ranked trials of one dataset.
+
+    Args:
+        board: Of the experiment.
+        dataset: Which table.
+        limit: Rows to show; None for all. Finalists are always shown.
+    """
+    rows = board.tables[dataset]
+    shown = [row for i, row in enumerate(rows) if limit is None or i < limit or row.test is not None]
+    better = "higher" if board.mode == "max" else "lower"
+    has_test = any(row.test for row in rows)
+    table = Table(
+        title=Text.assemble((dataset, "bold"), (f"   {board.metric}, {better} is better", "dim")),
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+    )
+    table.add_column("", justify="right")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("validation", justify="right")
+    if has_test:
+        table.add_column("test [95%]", justify="right", no_wrap=True)
+    table.add_column("epochs", justify="right")
+    table.add_column("configuration", overflow="fold", ratio=1)
+    for row in shown:
+        test = [_test_cell(row)] if has_test else []
+        table.add_row(
+            str(row.rank),
+            Text(row.name, "bold green" if row.rank == 1 and row.validation is not None else ""),
+            score(row.validation),
+            *test,
+            str(row.epoch),
+            _configuration_cell(row),
+        )
+    left = len(rows) - len(shown)
+    if left:
+        table.caption = f"{left} more: tiltyard leaderboard {board.experiment} --all"
+        table.caption_justify = "left"
+    return table
+
+
+def _test_cell(row: Row) -> Text:
+    if row.test is None:
+        return Text("")
+    tie = " =" if row.tied_with_best else "  "
+    return Text(f"{score(row.test.value)} [{score(row.test.low)}, {score(row.test.high)}]{tie}")
+
+
+def _configuration_cell(row: Row) -> Text:
+    if row.state in {"failed", "interrupted"}:
+        return Text(
+            f"{row.state}: {row.reason or 'no reason was recorded'}", "red" if row.state == "failed" else "yellow"
+        )
+    return Text(configuration(row.config), "dim")
+
+
+def configuration(config: Mapping[str, Any]) -> str:
+    """Hyperparameters on one line.
+
+    >>> configuration({"lr": 0.00312345, "hidden": (64, 32), "optimizer": "adamw"})
+    'hidden=64x32 lr=0.003123 optimizer=adamw'
+    """
+    return " ".join(f"{name}={_parameter(config[name])}" for name in sorted(config))
+
+
+def _parameter(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return "x".join(_parameter(v) for v in value)
+    return str(value)
+
+
+def leaderboard_view(board: Leaderboard, *, limit: int | None = 10, datasets: Sequence[str] = ()) -> RenderableType:
+    """Every dataset's table, or those named, and what the marks mean."""
+    names = [name for name in board.tables if not datasets or name in datasets]
+    parts: list[RenderableType] = []
+    for name in names:
+        parts += [leaderboard_table(board, name, limit=limit), Text("")]
+    if any(row.tied_with_best for name in names for row in board.tables[name]):
+        parts.append(Text("= cannot be told apart from the best on the test rows (paired bootstrap, Holm, 5%)", "dim"))
+    if board.test_looks > 1:
+        parts.append(
+            Text(
+                f"The test split of this experiment was looked at {board.test_looks} times; "
+                "each further look makes its scores more optimistic.",
+                "yellow",
+            )
+        )
+    return Group(*parts)

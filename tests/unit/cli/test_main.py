@@ -75,6 +75,20 @@ def test_command_help_exits_zero(entry: cli.CommandEntry, capsys: pytest.Capture
     assert f"tiltyard {entry.name}" in out
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [(["leaderboard"], "Nothing is recorded yet"), (["trial", "show", "x"], "Nothing is recorded yet")],
+)
+def test_results_with_no_journal_say_so_and_make_none(
+    args: list[str], told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TILTYARD_HOME", str(tmp_path / "home"))
+    code, _, err = leave(capsys, *args)
+    assert code == 1
+    assert told in err
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize("args", [["no-such-command"], ["up", "--no-such-option"], ["up", "--cpus", "0"]])
 def test_main_with_a_wrong_command_line_exits_2_and_says_so_on_stderr(
     args: list[str], capsys: pytest.CaptureFixture[str]

@@ -1,0 +1,24 @@
+"""``tiltyard run``: runs a job file here, or on a Ray that is already up."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    file: str = typer.Argument(help="A job file: Python with one function experiment() -> Experiment."),
+    trials: int | None = typer.Option(None, min=1, help="Trials per dataset, instead of the experiment's own."),
+    datasets: str | None = typer.Option(None, help="Only these, separated by commas; name or name@version."),
+    seed: int | None = typer.Option(None, min=0, help="Seed of the search and of the models."),
+    address: str | None = typer.Option(None, help="Address of a running Ray; without it one starts here and ends."),
+) -> None:
+    """Run an experiment: sweep, rank, register and serve what its file describes."""
+    from tiltyard.run import run_file
+
+    names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
+    if names == []:
+        raise typer.BadParameter("name at least one dataset, e.g. --datasets wine,digits", param_hint="--datasets")
+    raise typer.Exit(run_file(file, trials=trials, datasets=names, seed=seed, address=address))
