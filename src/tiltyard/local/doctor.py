@@ -103,6 +103,9 @@ class Machine:
     other_rays: int
     parts: dict[str, str | None] = field(default_factory=dict)
     """Debian's optional parts and where they are."""
+    packages_folder: str = ""
+    compiles_anew: bool = False
+    """True where every process compiles the engines' Python anew: none is kept compiled, and none may be."""
     embedded: bool = True
     """True where a store is SQLite."""
 
@@ -113,6 +116,7 @@ def judge(machine: Machine) -> list[Finding]:
         _python(machine),
         *_packages(machine),
         *_imports(machine),
+        *_bytecode(machine),
         _at_least("CPU cores", machine.cores, 2, str, "Sweeps will be slow, and Serve needs a core beside the sweep."),
         _memory(machine),
         _shm(machine),
@@ -191,6 +195,17 @@ def _imports(machine: Machine) -> Iterator[Finding]:
                 wanted="it imports",
                 remedy=f"pip install --force-reinstall -c constraints.txt {name}",
             )
+
+
+def _bytecode(machine: Machine) -> Iterator[Finding]:
+    if machine.compiles_anew:
+        yield Finding(
+            subject="Bytecode",
+            verdict=Verdict.NOTE,
+            found="PYTHONDONTWRITEBYTECODE is set, and the packages were installed without compiled code",
+            wanted="compiled once: each process otherwise compiles Ray, MLflow and torch anew, 2 to 6 s each",
+            remedy="unset PYTHONDONTWRITEBYTECODE, or once: python -m compileall -q " + machine.packages_folder,
+        )
 
 
 def _at_least(subject: str, found: int, wanted: int, show: object, remedy: str) -> Finding:

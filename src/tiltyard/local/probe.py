@@ -13,6 +13,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -65,8 +66,19 @@ def probe(settings: Settings) -> Machine:
             "postgresql": _postgres(),
             "chromium": shutil.which("chromium") or shutil.which("google-chrome"),
         },
+        packages_folder=_packages_folder(),
+        compiles_anew=_compiles_anew(),
         embedded=settings.journal_uri.startswith("sqlite") or settings.tracking_uri.startswith("sqlite"),
     )
+
+
+def _packages_folder() -> str:
+    return sysconfig.get_paths()["purelib"]
+
+
+def _compiles_anew() -> bool:
+    ray = Path(_packages_folder()) / "ray"
+    return sys.dont_write_bytecode and ray.is_dir() and not (ray / "__pycache__").exists()
 
 
 def _cores() -> int:

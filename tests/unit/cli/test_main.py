@@ -15,6 +15,7 @@ import typer
 
 from tiltyard import cli
 from tiltyard.errors import SpecError
+from tiltyard.local import probe
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -160,13 +161,21 @@ def test_status_and_down_with_nothing_up_say_so_and_touch_nothing(tmp_path: Path
     assert not home.exists()
 
 
-def test_doctor_with_a_loose_token_exits_1_and_tells_it_in_json(tmp_path: Path) -> None:
+def test_doctor_with_a_loose_token_exits_1_and_tells_it_in_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("t")
     token.chmod(0o644)
-    done = run("doctor", "--json", HOME=str(tmp_path), TILTYARD_HOME=str(tmp_path / "home"))
-    findings = {f["subject"]: f for f in json.loads(done.stdout)}
-    assert done.returncode == 1
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TILTYARD_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(probe, "_ENGINES", ())  # importing them takes seconds; tests/unit/local has it
+    code, out, _ = leave(capsys, "doctor", "--json")
+    findings = {f["subject"]: f for f in json.loads(out)}
+    assert code == 1
     assert findings["Token file"]["remedy"] == f"chmod 600 {token}"
     assert findings["Python"]["verdict"] == "ok"
+    code, out, _ = leave(capsys, "doctor")
+    assert code == 1
+    assert "MEND" in out

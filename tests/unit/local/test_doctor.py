@@ -54,6 +54,7 @@ def _pin(installed: str | None, pinned: str | None = "2.60.0") -> dict[str, Any]
         (_pin("2.50.0"), "mend", "ray", "<2.61,>=2.60"),
         (_pin("2.60.1"), "note", "ray", "2.60.0"),
         ({"imports": {"ray": Import(version=None, error="ImportError: no")}}, "mend", "import ray", "force-reinstall"),
+        ({"compiles_anew": True}, "note", "Bytecode", "compileall"),
         ({"cores": 1}, "note", "CPU cores", "2 or more"),
         ({"memory_available": 3 * GIB}, "note", "Memory", "--object-store-gib"),
         ({"memory_available": 1 * GIB}, "mend", "Memory", "--object-store-gib"),
