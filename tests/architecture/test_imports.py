@@ -43,7 +43,7 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
     "lightgbm": ("models/lightgbm.py",),
     "optuna": ("sweep/engine",),
     "typer": ("cli",),
-    "rich": ("cli", "report"),
+    "rich": ("cli", "report", "run.py"),
 }
 
 #: Part of src/tiltyard -> its height. A module imports its own height or lower. The longest matching prefix decides.
@@ -76,6 +76,7 @@ HEIGHTS: dict[str, int] = {
     "evaluation/runner": 4,
     "serving/deployment": 4,
     "run": 5,
+    "crown": 5,
     "sweep/rerun": 5,
     "nightly": 5,
     "actions": 5,

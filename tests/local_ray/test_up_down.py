@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tiltyard.local import processes, state
+from tiltyard.local import up as local
 from tiltyard.local.state import Cluster
 from tiltyard.settings import Settings
 
@@ -160,6 +161,18 @@ def test_submit_line_of_status_runs_a_job_that_finds_the_same_stores(up: Cli, tm
         "in_worker": str(up.settings.home),
         "cpus": 2.0,
     }
+
+
+def test_driver_on_this_machine_joins_by_the_environment_of_join(up: Cli) -> None:
+    code = "import ray; ray.init(log_to_driver=False); print('CPUS', ray.cluster_resources()['CPU'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**up.env, **local.join(up.settings)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "CPUS 2.0" in done.stdout, done.stderr
 
 
 def test_two_homes_are_up_at_once_and_down_ends_one(up: Cli, tmp_path: Path) -> None:

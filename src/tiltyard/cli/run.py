@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
+
+from tiltyard.settings import Settings
 
 app = typer.Typer()
 
@@ -13,7 +17,9 @@ def run(
     trials: int | None = typer.Option(None, min=1, help="Trials per dataset, instead of the experiment's own."),
     datasets: str | None = typer.Option(None, help="Only these, separated by commas; name or name@version."),
     seed: int | None = typer.Option(None, min=0, help="Seed of the search and of the models."),
-    address: str | None = typer.Option(None, help="Address of a running Ray; without it one starts here and ends."),
+    address: str | None = typer.Option(
+        None, help="A running Ray: its address, or 'up' for the one of tiltyard up. Without it one starts and ends."
+    ),
 ) -> None:
     """Run an experiment: sweep, rank, register and serve what its file describes."""
     from tiltyard.run import run_file
@@ -21,4 +27,15 @@ def run(
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
     if names == []:
         raise typer.BadParameter("name at least one dataset, e.g. --datasets wine,digits", param_hint="--datasets")
-    raise typer.Exit(run_file(file, trials=trials, datasets=names, seed=seed, address=address))
+    os.environ.update(_address_env(address))
+    raise typer.Exit(run_file(file, trials=trials, datasets=names, seed=seed))
+
+
+def _address_env(address: str | None) -> dict[str, str]:
+    if address is None:
+        return {}
+    if address == "up":
+        from tiltyard.local.up import join
+
+        return join(Settings.from_env())
+    return {"RAY_ADDRESS": address}

@@ -29,6 +29,10 @@ RAY_PORTS = (
 )
 """Every port that a Ray head listens on. All are given: the defaults are those of any other Ray on this machine."""
 
+LOOPBACK_ENV = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray takes 127.0.0.1 for "the address by which others reach me" unless this, its multi-node mode, is 0. With it on, GCS,
+raylet, agents and metrics listened on every interface (seen with Ray 2.60: ``[::]`` and ``0.0.0.0``)."""
+
 
 def store_env(settings: Settings) -> dict[str, str]:
     """Variables under which `Settings.from_env` finds the same stores in another process, whatever its folder."""
@@ -44,6 +48,12 @@ def store_env(settings: Settings) -> dict[str, str]:
 def client_env(cluster: Cluster) -> dict[str, str]:
     """What a client of the Ray head needs; a token without the mode is not sent."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": cluster.token_path}
+
+
+def driver_env(cluster: Cluster) -> dict[str, str]:
+    """What a driver on this machine needs so that ``ray.init()`` joins the cluster."""
+    ray = next(s for s in cluster.services if s.name == RAY)
+    return {**client_env(cluster), "RAY_ADDRESS": f"127.0.0.1:{ray.ports['gcs']}", LOOPBACK_ENV: "0"}
 
 
 def _shared_env(env: Mapping[str, str], cluster: Cluster) -> dict[str, str]:
@@ -68,9 +78,7 @@ def ray_env(env: Mapping[str, str], settings: Settings, cluster: Cluster, ports:
         **store_env(settings),
         **client_env(cluster),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray takes 127.0.0.1 for "the address by which others reach me" unless its multi-node mode is off; with it on,
-        # GCS, raylet, agents and metrics listened on every interface (seen with Ray 2.60: [::] and 0.0.0.0).
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        LOOPBACK_ENV: "0",
         "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
         "RAY_GRAFANA_HOST": env.get("RAY_GRAFANA_HOST", "DISABLED"),

@@ -144,6 +144,18 @@ def submit_line(cluster: Cluster, job: str = "jobs/first_sweep.py") -> str:
     return f"{env} {_ray_program()} job submit --address {ray.url} --working-dir . -- python {job}"
 
 
+def join(settings: Settings) -> dict[str, str]:
+    """The variables under which ``ray.init()`` in this process joins the cluster of this home.
+
+    Raises:
+        MachineError: If it is not up.
+    """
+    found = status(settings)
+    if found is None or not all(s.running for s in found[1]):
+        raise MachineError(f"Nothing is up for {settings.home}, or not all of it. Start it: tiltyard up")
+    return commands.driver_env(found[0])
+
+
 def service_of(cluster: Cluster, name: str) -> Service:
     """The recorded server of that name.
 

@@ -28,6 +28,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from tiltyard.sweep.leaderboard import Leaderboard, Row
+    from tiltyard.sweep.plan import Plan
 
 PLAIN_EVERY_S = 2.0
 _REDRAW_PER_S = 4
@@ -349,3 +350,53 @@ def leaderboard_view(board: Leaderboard, *, limit: int | None = 10, datasets: Se
             )
         )
     return Group(*parts)
+
+
+def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
+    """What a launch is about to do, group by group, before anything starts.
+
+    Args:
+        plan: The trials.
+        known: Trials whose results stand in the record already.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name, justify in (
+        ("variant", "left"),
+        ("dataset", "left"),
+        ("model", "left"),
+        ("trials", "right"),
+        ("compared after epochs", "left"),
+        ("at most", "right"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    most = 0
+    for group in plan.groups:
+        epochs = most_epochs(len(group.trials), group.rungs, group.keep)
+        most += epochs
+        version = group.trials[0].dataset_version if group.trials else "?"
+        table.add_row(
+            Text(group.variant),
+            Text(f"{group.dataset}@{version}"),
+            Text(group.model),
+            str(len(group.trials)),
+            ", ".join(map(str, group.rungs)),
+            f"{epochs} epochs",
+        )
+    total = f"{len(plan.trials)} trials, at most {most} epochs of training"
+    if known:
+        total += f"; {known} trials stand in the record already"
+    return Group(table, Text(total, "dim"))
+
+
+def most_epochs(trials: int, rungs: Sequence[int], keep: float) -> int:
+    """Epochs that a halving group trains over all its trials, where none fails.
+
+    >>> most_epochs(9, (1, 3, 9), 1 / 3)
+    21
+    """
+    total, before, live = 0, 0, trials
+    for rung in rungs:
+        total += live * (rung - before)
+        before = rung
+        live = min(live, max(1, math.ceil(keep * live)))
+    return total

@@ -160,6 +160,15 @@ def test_submit_line_names_mode_token_file_address_and_job(settings: Settings) -
     assert " job submit --address http://127.0.0.1:" in line
 
 
+def test_join_of_what_is_up_gives_address_and_token_and_refuses_where_nothing_is(settings: Settings) -> None:
+    with pytest.raises(MachineError, match="Start it: tiltyard up"):
+        local.join(settings)
+    cluster = local.up(settings).cluster
+    env = local.join(settings)
+    assert env["RAY_ADDRESS"] == f"127.0.0.1:{cluster.services[0].ports['gcs']}"
+    assert env["RAY_AUTH_TOKEN_PATH"] == cluster.token_path
+
+
 def test_fits_sockets_with_a_long_folder_says_no(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 60)
     long.mkdir()

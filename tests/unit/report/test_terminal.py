@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from tiltyard.distributions import loguniform
+from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
 from tiltyard.report.terminal import (
     Best,
     Snapshot,
@@ -16,9 +21,15 @@ from tiltyard.report.terminal import (
     clock_time,
     closing,
     drawing,
+    leaderboard_view,
+    most_epochs,
     plain_line,
+    plan_table,
     score,
 )
+from tiltyard.sweep import leaderboard as ranking
+from tiltyard.sweep.plan import DatasetFacts, plan
+from tiltyard.types import DatasetRef, Mode, Task
 
 HALFWAY = Snapshot(
     total=300,
@@ -160,3 +171,71 @@ def test_clock_time_of_seconds_is_as_people_say_it(seconds: float, told: str) ->
 
 def test_score_of_odd_values_stays_readable() -> None:
     assert [score(v) for v in (0.0, -0.5, float("inf"), 12345.0)] == ["0.0000", "-0.5000", "inf", "1.234e+04"]
+
+
+def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
+    experiment = Experiment(
+        name="small",
+        variants=(Variant(name="mlp", model="mlp", space={"lr": loguniform(1e-3, 1e-1)}),),
+        datasets=(DatasetRef("digits"),),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=9, halving=Halving(rungs=(1, 3, 9), keep=1 / 3)),
+    )
+    facts = DatasetFacts(
+        name="digits",
+        version=2,
+        content_digest="0" * 64,
+        task=Task.MULTICLASS,
+        split_rows={"train": 10},
+        input_shape=(64,),
+        num_outputs=10,
+    )
+    told = text_of(plan_table(plan(experiment, {"digits": facts}, code_digest="c"), known=4))
+    assert ["mlp", "digits@2", "mlp", "9", "1,", "3,", "9", "21", "epochs"] in [
+        line.split() for line in told.splitlines()
+    ]
+    assert "9 trials, at most 21 epochs of training; 4 trials stand in the record already" in told
+
+
+@given(
+    trials=st.integers(0, 200), keep=st.floats(0.05, 0.95), steps=st.lists(st.integers(1, 9), min_size=1, max_size=4)
+)
+def test_most_epochs_of_any_halving_lies_between_one_survivor_and_no_stopping(
+    trials: int, keep: float, steps: list[int]
+) -> None:
+    rungs = tuple(accumulate(steps))
+    total = most_epochs(trials, rungs, keep)
+    assert trials * rungs[0] <= total <= trials * rungs[-1]
+    if trials:
+        assert total >= rungs[-1]
+
+
+def test_leaderboard_view_with_ties_marks_them_and_says_what_the_mark_means() -> None:
+    results = [
+        ranking.Result(
+            cell=f"{i}",
+            name=f"mlp@wine/{i:03d}",
+            variant="mlp",
+            dataset="wine",
+            index=i,
+            state="done",
+            epoch=9,
+            score=1 - i / 10,
+            reason=None,
+            config={"lr": 0.1},
+        )
+        for i in range(3)
+    ]
+    tests = {
+        f"{i}": ranking.TestScore(metric="accuracy", value=0.9, low=0.8, high=0.95, rows=50, others={})
+        for i in range(2)
+    }
+    board = ranking.leaderboard(
+        experiment="x", key="k", metric="accuracy", mode=Mode.MAX, results=results, tests=tests, tied=frozenset({"1"})
+    )
+    told = text_of(leaderboard_view(board, limit=1))
+    assert "0.9000 [0.8000, 0.9500] =" in told
+    assert "= cannot be told apart from the best" in told
+    assert "mlp@wine/001" in told, "finalists are shown whatever the limit"
+    assert "mlp@wine/002" not in told
+    assert "1 more: tiltyard leaderboard x --all" in told
