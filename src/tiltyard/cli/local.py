@@ -117,6 +117,8 @@ def doctor(
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:
+    from tiltyard.report.terminal import output
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("", "what", "found", "to mend"):
         table.add_column(column, overflow="fold")
@@ -124,7 +126,7 @@ def _show_findings(findings: Sequence[Finding]) -> None:
         word, style = _VERDICTS[f.verdict.value]
         remedy = f.remedy if not f.wanted else f"wanted: {f.wanted}\n{f.remedy}".rstrip()
         table.add_row(Text(word, style), f.subject, Text(f.found), Text("" if f.verdict == "ok" else remedy))
-    console = Console(highlight=False)
+    console = output()
     console.print(table)
     mend = sum(f.verdict == "mend" for f in findings)
     console.print(f"\n{mend} to mend." if mend else "\nThis machine is fit for Tiltyard.")

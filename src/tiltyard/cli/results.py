@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -33,7 +32,7 @@ def leaderboard(
 ) -> None:
     """Show the ranked trials of an experiment, dataset by dataset."""
     from tiltyard.report import record
-    from tiltyard.report.terminal import leaderboard_view
+    from tiltyard.report.terminal import leaderboard_view, output
 
     settings = Settings.from_env()
     with record.reading(settings) as journal:
@@ -45,7 +44,7 @@ def leaderboard(
     if as_json:
         typer.echo(json.dumps(board.to_json(), indent=1))
         return
-    console = Console(highlight=False)
+    console = output()
     console.print(Text.assemble((board.experiment, "bold"), f"  key {board.key[:12]}  ", _state(launch.state)))
     console.print(leaderboard_view(board, limit=None if show_all else top, datasets=dataset))
 
@@ -57,6 +56,7 @@ def runs(
 ) -> None:
     """Show every launch that is recorded, newest first."""
     from tiltyard.report import record
+    from tiltyard.report.terminal import output
 
     with record.reading(Settings.from_env()) as journal:
         launches = journal.launches(experiment)
@@ -81,7 +81,7 @@ def runs(
             f"{spent.cpu_s:.0f}",
             (launch.parent_run_id or "")[:12],
         )
-    Console(highlight=False).print(table)
+    output().print(table)
 
 
 @trial.command()
@@ -91,6 +91,7 @@ def show(
 ) -> None:
     """Show what is recorded of one trial: its configuration, seeds, scores and curve."""
     from tiltyard.report import record
+    from tiltyard.report.terminal import output
 
     with record.reading(Settings.from_env()) as journal:
         row = record.find_trial(journal, name)
@@ -102,7 +103,7 @@ def show(
         told = {**asdict(row), "name": record.name_of(row), "scores": rungs, "curve": curve}
         typer.echo(json.dumps(told, indent=1, default=dict))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = output()
     console.print(_facts(row, record.name_of(row)))
     console.print(_table("Parameters", [{"parameter": k, "value": v} for k, v in sorted(row.config.items())]))
     console.print(_table("Scores by epoch", curve or [{"epoch": e, **m} for e, m in rungs.items()]))
@@ -176,6 +177,7 @@ def _state(state: str) -> Text:
 def rerun(name: str = typer.Argument(help="A name like mlp@digits/017, or the beginning of a cell.")) -> None:
     """Train one trial again, alone, in this process (breakpoints work), and compare it with the record."""
     from tiltyard.report import record
+    from tiltyard.report.terminal import output
     from tiltyard.sweep.rerun import rerun_trial
 
     settings = Settings.from_env()
@@ -187,7 +189,7 @@ def rerun(name: str = typer.Argument(help="A name like mlp@digits/017, or the be
         for metric, was in result.recorded.items()
         if metric in result.again
     ]
-    console = Console(highlight=False, soft_wrap=True)
+    console = output()
     console.print(_table(f"{record.name_of(row)}, trained again", rows))
     if result.agree:
         console.print(f"They agree within {result.tolerance:g}.")

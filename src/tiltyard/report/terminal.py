@@ -11,6 +11,7 @@ This module draws and decides nothing; the engine fills `Snapshot`.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tiltyard.sweep.plan import Plan
 
 PLAIN_EVERY_S = 2.0
+PIPE_WIDTH = 160
 _REDRAW_PER_S = 4
 
 
@@ -150,6 +152,12 @@ class SteadyConsole(Console):
     def on_broken_pipe(self) -> None:
         """Goes silent."""
         self.quiet = True
+
+
+def output() -> Console:
+    """Where results go: stdout, as wide as the terminal; into a pipe or a file wide enough that no table is cut."""
+    wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(highlight=False, width=wide)
 
 
 class SweepProgress:

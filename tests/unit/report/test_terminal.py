@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from tiltyard.distributions import loguniform
 from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
 from tiltyard.report.terminal import (
+    PIPE_WIDTH,
     Best,
     Snapshot,
     SteadyConsole,
@@ -23,6 +24,7 @@ from tiltyard.report.terminal import (
     drawing,
     leaderboard_view,
     most_epochs,
+    output,
     plain_line,
     plan_table,
     score,
@@ -135,9 +137,13 @@ def test_progress_at_a_terminal_draws_the_last_state_and_keeps_messages() -> Non
 
 
 def test_progress_left_by_an_error_lets_it_through() -> None:
-    out, clock = io.StringIO(), Clock()
-    shown = progress(out, clock)
-    assert not shown.__enter__().__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    def stopped() -> None:
+        with progress(io.StringIO(), Clock()) as shown:
+            shown.update(HALFWAY)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
 
 
 class Gone(io.StringIO):
@@ -154,6 +160,16 @@ def test_progress_on_a_closed_pipe_does_not_stop_the_sweep() -> None:
         shown.say("still here")
         clock.now += 10
         shown.update(replace(HALFWAY, done=21))
+
+
+def test_output_into_a_pipe_is_wide_enough_for_tables_and_a_person_may_say_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert output().width == PIPE_WIDTH
+    monkeypatch.setenv("COLUMNS", "77")
+    assert output().width == 77
 
 
 def test_closing_lists_places_and_commands_in_order() -> None:
