@@ -144,6 +144,24 @@ def read_file(where: Place, columns: Sequence[str] | None, row_groups: Sequence[
         return file.read_row_groups(list(row_groups), columns=columns, use_threads=False)
 
 
+def first_groups(where: Place, share: float) -> list[int] | None:
+    """Row groups that hold the rows whose hash is in the first ``share`` of all hashes; None means all of them."""
+    if share >= 1.0:
+        return None
+    bound = int(np.iinfo(np.int64).min + share * 2.0**64)
+    with where.filesystem.open_input_file(where.path) as source:
+        found = hash_ranges(pq.ParquetFile(source).metadata)
+    return [i for i, (low, _, _) in enumerate(found) if low <= bound]
+
+
+def hash_ranges(metadata: pq.FileMetaData) -> list[tuple[int, int, int]]:
+    """Smallest hash, largest hash and rows of each row group of a file."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    place = metadata.num_columns - 1
+    stats = [(g.column(place).statistics, g.num_rows) for g in groups]
+    return [(s.min, s.max, n) for s, n in stats]
+
+
 def canonical_order(table: pa.Table) -> pa.Table:
     """Rows ascending by hash; unchanged where they are already."""
     hashes = table[rows.ROW].combine_chunks().to_numpy(zero_copy_only=False)

@@ -300,8 +300,8 @@ class Journal:
             self._end_attempt(tx, attempt, "done", metered_s, storage_uri=storage_uri)
             tx.execute(
                 text(
-                    "INSERT INTO cell_scores (cell, epoch, metrics, storage_uri, pack_id, attempt, failed) VALUES "
-                    "(:cell, :epoch, :metrics, :storage_uri, :pack_id, :attempt, :failed) "
+                    "INSERT INTO cell_scores (cell, epoch, metrics, storage_uri, pack_id, attempt, seconds, failed) VALUES "
+                    "(:cell, :epoch, :metrics, :storage_uri, :pack_id, :attempt, :seconds, :failed) "
                     "ON CONFLICT (cell, epoch) DO NOTHING"
                 ),
                 [{**asdict(s), "metrics": _dump(s.metrics)} for s in scores],

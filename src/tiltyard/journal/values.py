@@ -117,6 +117,8 @@ class CellScore:
     storage_uri: str
     pack_id: str
     attempt: int
+    seconds: float = 0.0
+    """This trial's share of the pack's seconds in this rung."""
     failed: str | None = None
 
 

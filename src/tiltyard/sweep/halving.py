@@ -56,11 +56,18 @@ class PackDone:
 
 @dataclass(frozen=True, slots=True)
 class PackLost:
-    """The pack's process died. Permanent: it is not run again."""
+    """The pack's process died as often as is allowed; its members have failed."""
 
     pack_id: str
     reason: str
-    permanent: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PackStopped:
+    """The pack was ended because the sweep was; its members go on from here another time."""
+
+    pack_id: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ class TimeUp:
     reason: str
 
 
-Event = PackDone | PackLost | TimeUp
+Event = PackDone | PackLost | PackStopped | TimeUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +201,10 @@ class Machine:
         pack = self._running.pop(event.pack_id, None)
         if pack is None:
             raise JournalError(f"Pack {event.pack_id} ended, but it was not running; nothing was changed.")
+        if isinstance(event, PackStopped):
+            for cell in pack.cells:
+                self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
+            return
         rung = self._rungs[pack.group]
         for cell in pack.cells:
             if isinstance(event, PackLost):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ray import tune
 
@@ -20,53 +20,77 @@ from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.layout import Layout
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
 from tiltyard.sweep.engine.worker import Post, train_pack
-from tiltyard.sweep.halving import Machine, PackDone, PackLost, StartPack, TimeUp
+from tiltyard.sweep.halving import Machine, PackDone, PackLost, PackStopped, StartPack, TimeUp
 from tiltyard.sweep.plan import Plan, Trial
 
 MAX_PACK_FAILURES = 2
 """A pack whose process dies is run again this often; then its members are failed with the reason."""
 RENEW_EVERY_S = 15.0
+ENDED = frozenset({"done", "stopped", "failed", "interrupted"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """What a watcher of the sweep is told."""
+    """What a watcher of the sweep is told: trials by state, and the best so far of each dataset."""
 
     states: Mapping[str, int]
     best: Mapping[str, tuple[float, str]]
     elapsed_s: float
     packs_running: int
+    work_done: float
+    """Share of the packs' epochs that is done, 0 to 1: what a time left is worked out from."""
 
 
 Watcher = Callable[[Tick], None]
+OnEnd = Callable[[Sequence[str]], None]
+"""Told the cells of trials that ended for good: done, stopped or failed."""
 
 
-@dataclass(slots=True)
 class SweepDriver:
-    """The conductor of a launch; see `tiltyard.sweep.engine.searcher.Conductor`."""
+    """The conductor of a launch; see `tiltyard.sweep.engine.searcher.Conductor`.
 
-    plan: Plan
-    experiment: Experiment
-    journal: Journal
-    claim: Claim
-    layout: Layout
-    machine: Machine
-    known: dict[tuple[str, int], CellScore]
-    watch: Watcher
-    stop_requested: Callable[[], str | None]
-    _trials: dict[str, Trial] = field(default_factory=dict)
-    _packs: dict[str, StartPack] = field(default_factory=dict)
-    _stopping: str | None = None
-    _started: float = field(default_factory=time.monotonic)
-    _renewed: float = field(default_factory=time.monotonic)
+    Args:
+        plan: The trials.
+        experiment: What it was planned from.
+        journal: The record.
+        claim: The right to write to it.
+        layout: Where files go.
+        machine: Who decides.
+        known: What is known of cells, by cell and epoch; grows as packs end.
+        watch: Told how it goes, at each turn of the loop.
+        on_end: Told which trials ended.
+        stop_requested: Why to stop, or None.
+    """
 
-    def __post_init__(self) -> None:
-        self._trials = {t.cell: t for g in self.plan.groups for t in g.trials}
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        experiment: Experiment,
+        journal: Journal,
+        claim: Claim,
+        layout: Layout,
+        machine: Machine,
+        known: dict[tuple[str, int], CellScore],
+        watch: Watcher,
+        on_end: OnEnd,
+        stop_requested: Callable[[], str | None],
+    ) -> None:
+        self.experiment, self.layout, self.claim = experiment, layout, claim
+        self._journal, self._machine, self._known = journal, machine, known
+        self._watch, self._on_end, self._stop_requested = watch, on_end, stop_requested
+        self._trials = {t.cell: t for t in plan.trials}
+        self._packs: dict[str, StartPack] = {}
+        self._told: dict[str, str] = {}
+        self._stopping: str | None = None
+        self._started = self._renewed = time.monotonic()
+        self._all_epochs = experiment.search.max_epochs * len(self._trials)
+        self._sync()
 
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left."""
-        return self.machine.done
+        return self._machine.done
 
     @property
     def stopping(self) -> bool:
@@ -80,49 +104,65 @@ class SweepDriver:
 
     def next_pack(self) -> str | None:
         """Asks the machine and writes the pack's assignment before Ray Tune hears of it."""
-        start = self.machine.next()
+        start = self._machine.next()
         if start is None:
             return None
         self._packs[start.pack_id] = start
         assignment = self._assignment(start)
         self.layout.storage.write_json(self.layout.assignment(start.pack_id), assignment.to_dict())
-        self._set_states([TrialUpdate(cell=c, state="running", epoch=start.from_epoch) for c in start.cells])
+        self._sync(start.cells)
         return start.pack_id
 
     def pack_ended(self, pack_id: str, *, failed: bool) -> None:
         """Reads the pack's scores from the journal; what is not there did not happen."""
         start = self._packs.pop(pack_id)
-        found = self.journal.cell_scores(start.cells, [start.to_epoch])
-        missing = [c for c in start.cells if (c, start.to_epoch) not in found]
-        if missing and self.stopping:
-            self._set_states([TrialUpdate(cell=c, state="interrupted", reason=self._stopping) for c in missing])
-            return
-        if missing:
+        found = self._journal.cell_scores(start.cells, [start.to_epoch])
+        complete = all((c, start.to_epoch) in found for c in start.cells)
+        self._known.update(found)
+        if complete:
+            self._machine.report(PackDone(pack_id, {c: found[c, start.to_epoch] for c in start.cells}))
+        elif self.stopping:
+            self._machine.report(PackStopped(pack_id, self._stopping or ""))
+        else:
             reason = self._why_lost(pack_id) if failed else "the worker ended without recording scores"
-            self._note(self.machine.report(PackLost(pack_id, reason, permanent=True)))
-            return
-        self.known.update(found)
-        self._note(self.machine.report(PackDone(pack_id, {c: found[c, start.to_epoch] for c in start.cells})))
+            self._machine.report(PackLost(pack_id, reason))
+        self._journal_decisions()
+        self._sync()
 
     def tick(self) -> None:
         """Renews the claim, obeys requests to stop, shows progress."""
         now = time.monotonic()
         if now - self._renewed > RENEW_EVERY_S:
             self._renewed = now
-            self.journal.renew(self.claim)
+            self._journal.renew(self.claim)
         if self._stopping is None:
-            self._stopping = self.stop_requested() or self._over_budget(now)
+            self._stopping = self._stop_requested() or self._over_budget(now)
             if self._stopping is not None:
-                self.machine.report(TimeUp(self._stopping))
-        self.watch(self.snapshot())
+                self._machine.report(TimeUp(self._stopping))
+                self._sync()
+        self._watch(self.snapshot())
 
     def snapshot(self) -> Tick:
-        """Counts and the best so far."""
+        """Counts, and the best so far of each dataset."""
+        states: dict[str, int] = {}
+        best: dict[str, tuple[float, str]] = {}
+        done_epochs = 0
+        sign = self.experiment.objective.direction.sign
+        for cell, trial in self._trials.items():
+            state = self._machine.state_of(cell)
+            states[state.state] = states.get(state.state, 0) + 1
+            over = state.state in ENDED
+            done_epochs += self.experiment.search.max_epochs if over else state.epoch
+            if state.score is None or state.state == "failed":
+                continue
+            if trial.dataset not in best or sign * state.score > sign * best[trial.dataset][0]:
+                best[trial.dataset] = (state.score, trial.name)
         return Tick(
-            states=self.machine.counts(),
-            best=self.machine.best(),
+            states=states,
+            best=best,
             elapsed_s=time.monotonic() - self._started,
             packs_running=len(self._packs),
+            work_done=done_epochs / max(1, self._all_epochs),
         )
 
     def _over_budget(self, now: float) -> str | None:
@@ -130,6 +170,42 @@ class SweepDriver:
         if limit is not None and now - self._started > limit:
             return f"the budget's wall time of {limit:g} s is used up"
         return None
+
+    def _sync(self, cells: Sequence[str] | None = None) -> None:
+        """Writes states that changed to the journal, and tells of trials that ended."""
+        updates, ended = [], []
+        for cell in self._trials if cells is None else cells:
+            state = self._machine.state_of(cell)
+            told = f"{state.state}/{state.epoch}"
+            if self._told.get(cell) == told:
+                continue
+            self._told[cell] = told
+            updates.append(
+                TrialUpdate(
+                    cell=cell,
+                    state="running" if state.state == "waiting" else state.state,
+                    epoch=state.epoch,
+                    score=state.score,
+                    reason=state.reason,
+                )
+            )
+            if state.state in ENDED:
+                ended.append(cell)
+        self._journal.set_trial_states(self.claim, updates)
+        if ended:
+            self._on_end(ended)
+
+    def _journal_decisions(self) -> None:
+        for decision in self._machine.drain_decisions():
+            self._journal.decide(
+                kind="rung",
+                subject=decision.group,
+                actor="halving",
+                evidence={"epoch": decision.epoch, "scores": dict(decision.scores), "kept": list(decision.kept)},
+                reasons=[decision.reason],
+                outcome=f"{len(decision.kept)} go on, {len(decision.stopped)} stop",
+                once=f"rung/{self.claim.key}/{decision.group}/{decision.rung}",
+            )
 
     def _assignment(self, start: StartPack) -> Assignment:
         first = self._trials[start.cells[0]]
@@ -151,12 +227,12 @@ class SweepDriver:
         )
 
     def _seat(self, trial: Trial, from_epoch: int) -> Seat:
-        source = self.known[trial.cell, from_epoch].storage_uri if from_epoch else None
+        source = self._known[trial.cell, from_epoch].storage_uri if from_epoch else None
         return Seat(cell=trial.cell, seed=trial.seed, config=trial.config, source=source)
 
     def _why_lost(self, pack_id: str) -> str:
-        failed = [a for a in self.journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
-        return failed[-1].reason if failed else "the worker process died before it could say why"
+        failed = [a for a in self._journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
+        return str(failed[-1].reason) if failed else "the worker process died before it could say why"
 
 
 def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:

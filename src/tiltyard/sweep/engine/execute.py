@@ -53,6 +53,8 @@ class Outcome:
     curve: dict[str, list[Any]] = field(default_factory=dict)
     data_wait_s: float = 0.0
     layout: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By cell, where members ran one after another; members that step together share the pack's."""
 
     def add_point(self, cell: str, epoch: int, train_loss: float, metrics: Mapping[str, float]) -> None:
         """Appends one row of the curves; ``epoch`` counts finished epochs, so the first is 1."""
@@ -201,6 +203,7 @@ def _queue(
     x, y = (t.numpy() for t in train.all())
     x_val, y_val = (t.numpy() for t in validation.all())
     for done, seat in enumerate(assignment.seats, start=1):
+        start = time.perf_counter()
         try:
             if assignment.from_epoch == 0:
                 trial = LightGBMTrial(
@@ -215,6 +218,7 @@ def _queue(
             _judge(outcome, seat.cell, dict(point.metrics), None)
         except TrainingError as error:
             outcome.failed[seat.cell] = str(error)
+        outcome.seconds[seat.cell] = time.perf_counter() - start
         on_epoch(assignment.from_epoch + (assignment.to_epoch - assignment.from_epoch) * done // len(assignment.seats))
     return outcome
 

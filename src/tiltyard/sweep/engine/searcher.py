@@ -6,7 +6,7 @@ rung is open, `Searcher.FINISHED` ends the run.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from ray.tune import Callback, Stopper
 from ray.tune.search import Searcher
@@ -33,7 +33,22 @@ class Conductor(Protocol):
         """Running packs are to be ended now."""
 
 
-class PackSearcher(Searcher):  # type: ignore[misc]
+class _Led:
+    """Holds the live driver, which stays behind when Ray Tune pickles or copies its ``Tuner`` into a folder."""
+
+    _conductor: Conductor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_conductor"}
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class PackSearcher(_Led, Searcher):
     """Hands out pack ids."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -46,7 +61,7 @@ class PackSearcher(Searcher):  # type: ignore[misc]
         del metric, mode, config, spec
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, str] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next pack, "wait", or "finished"."""
         if self._conductor.done or self._conductor.stopping:
             return str(Searcher.FINISHED)
@@ -73,7 +88,7 @@ class PackSearcher(Searcher):  # type: ignore[misc]
         """Nothing; see `save`."""
 
 
-class Heartbeat(Callback):  # type: ignore[misc]
+class Heartbeat(_Led, Callback):
     """Ray Tune's event loop, as our clock."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -85,7 +100,7 @@ class Heartbeat(Callback):  # type: ignore[misc]
         self._conductor.tick()
 
 
-class StopNow(Stopper):  # type: ignore[misc]
+class StopNow(_Led, Stopper):
     """Ends every running pack when the conductor says so; what is finished is in the journal."""
 
     def __init__(self, conductor: Conductor) -> None:

@@ -78,7 +78,7 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
         raise
     journal.finish_attempt(
         attempt,
-        scores=_cell_scores(assignment, outcome, uri, attempt.number),
+        scores=_cell_scores(assignment, outcome, uri, attempt.number, time.monotonic() - started),
         metered_s=time.monotonic() - started,
         storage_uri=uri,
     )
@@ -87,7 +87,11 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
 
 def _train(assignment: Assignment, post: Post, storage: Storage, uri: str, report: _Reporter) -> Outcome:
     handle = post.splits[assignment.dataset]
-    common = {"batch_size": batch_size_of(assignment), "data_seed": assignment.data_seed, "device": post.device}
+    common: dict[str, Any] = {
+        "batch_size": batch_size_of(assignment),
+        "data_seed": assignment.data_seed,
+        "device": post.device,
+    }
     with storage.writing(uri) as folder:
         return execute(
             assignment,
@@ -100,7 +104,7 @@ def _train(assignment: Assignment, post: Post, storage: Storage, uri: str, repor
         )
 
 
-def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: int) -> list[CellScore]:
+def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: int, pack_s: float) -> list[CellScore]:
     return [
         CellScore(
             cell=cell,
@@ -109,6 +113,7 @@ def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: in
             storage_uri=uri,
             pack_id=assignment.pack_id,
             attempt=attempt,
+            seconds=outcome.seconds.get(cell, pack_s / len(assignment.cells)),
             failed=outcome.failed.get(cell),
         )
         for cell in assignment.cells

@@ -1,0 +1,192 @@
+"""What becomes of a sweep's winners: bundled, registered with their lineage, named champion, served and checked.
+
+Above the engines: `tiltyard.run` calls it after a sweep. Doing it twice for the same winners changes nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tiltyard.codedigest import user_modules
+from tiltyard.data.store import DatasetStore
+from tiltyard.experiment import Experiment
+from tiltyard.registry.bundle import BundleSpec, read_bundle, write_bundle
+from tiltyard.registry.lineage import Lineage
+from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion
+from tiltyard.settings import Settings
+from tiltyard.sweep.engine.finals import row_scores
+from tiltyard.sweep.engine.launch import Outcome
+from tiltyard.sweep.engine.predict import open_trial
+from tiltyard.training import split_config
+
+SERVED_BATCH_ROWS = 4096
+"""Rows of a request when champions are checked: large, for a request costs milliseconds whatever it carries."""
+SAME = 1e-5
+"""Largest difference between a served and an offline output that is called equal: float32, other batch sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowned:
+    """A dataset's winner in the registry."""
+
+    dataset: str
+    model: ModelVersion
+    trial: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A champion's answers through Ray Serve held against its answers offline, on the same held-out rows."""
+
+    dataset: str
+    model: str
+    rows: int
+    offline: float
+    served: float
+    largest_difference: float
+
+    @property
+    def equal(self) -> bool:
+        """The scores are equal and no output differs by more than `SAME`."""
+        return self.offline == self.served and self.largest_difference <= SAME
+
+
+def model_name(experiment: str, dataset: str) -> str:
+    """The registered name of a task: what a champion holds."""
+    return f"{experiment}.{dataset}"
+
+
+def crown(
+    settings: Settings, experiment: Experiment, outcome: Outcome, *, code_digest: str, job_file: Path | None
+) -> list[Crowned]:
+    """Registers the winner of each dataset and points the experiment's alias at it."""
+    if experiment.champion is None:
+        return []
+    registry = ModelRegistry(settings)
+    crowned = []
+    for dataset in outcome.leaderboard.tables:
+        best = outcome.leaderboard.best(dataset)
+        if best is None or best.state != "done":
+            continue
+        name = model_name(experiment.name, dataset)
+        with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder:
+            bundle = Path(folder) / "bundle"
+            lineage = _bundle(experiment, outcome, best.cell, bundle, code_digest, job_file)
+            before = len(registry.versions(name))
+            run_id = outcome.run_ids.get(best.cell) or outcome.parent_run_id or ""
+            registered = registry.register(name, bundle, run_id=run_id, tags=lineage.to_tags())
+            is_new = len(registry.versions(name)) > before
+        registry.promote(name, registered.version, alias=experiment.champion.alias)
+        registry.fetch(registered)
+        crowned.append(
+            Crowned(
+                dataset=dataset, model=registry.get(name, version=registered.version), trial=best.name, is_new=is_new
+            )
+        )
+    return crowned
+
+
+def _bundle(
+    experiment: Experiment, outcome: Outcome, cell: str, folder: Path, code_digest: str, job_file: Path | None
+) -> Lineage:
+    trial = next(t for t in outcome.plan.trials if t.cell == cell)
+    row = next(r for r in outcome.results if r.cell == cell)
+    prepared = outcome.prepared[trial.dataset]
+    trained = open_trial(
+        outcome.layout.storage, model=trial.model, folder_uri=outcome.scores[cell, row.epoch].storage_uri, cell=cell
+    )
+    shared, _ = split_config(trial.config) if trial.model != "lightgbm" else ({}, {})
+    lineage = Lineage(
+        cell=cell,
+        key=outcome.plan.key,
+        experiment=experiment.name,
+        variant=trial.variant,
+        dataset=trial.dataset,
+        dataset_version=trial.dataset_version,
+        dataset_digest=trial.dataset_digest,
+        code_digest=code_digest,
+        seed=trial.seed,
+        data_seed=trial.data_seed,
+        epoch=row.epoch,
+        config=trial.config,
+        parent_run_id=outcome.parent_run_id or "",
+        run_id=outcome.run_ids.get(cell, ""),
+        environment={p: installed(p) for p in ("tiltyard", "torch", "lightgbm", "ray", "mlflow")},
+    )
+    write_bundle(
+        folder,
+        trained=trained,
+        spec=BundleSpec(
+            model=trial.model,
+            model_args={k: v for k, v in shared.items() if k not in {"optimizer", "batch_size"}},
+            task=trial.task,
+            input_shape=trial.input_shape,
+            num_outputs=trial.num_outputs,
+            classes=tuple(prepared.version.classes),
+            metrics={f"validation_{k}": v for k, v in outcome.scores[cell, row.epoch].metrics.items()},
+            lineage=lineage,
+        ),
+        preprocessor=prepared.preprocessor,
+        user_code=user_modules(trial.model, job_file) if ":" in trial.model else None,
+    )
+    return lineage
+
+
+def check_served(
+    settings: Settings, experiment: Experiment, outcome: Outcome, crowned: Sequence[Crowned]
+) -> list[Served]:
+    """Deploys the champions on Ray Serve, streams the held-out rows through them, and compares with the bundle offline."""
+    from tiltyard.serving.client import deploy, remove, stream_rows
+    from tiltyard.serving.deployment import champions_app
+
+    store = DatasetStore(settings.data_uri)
+    registry = ModelRegistry(settings)
+    handle = deploy(
+        champions_app([f"{c.model.name}@{c.model.version}" for c in crowned], settings), name=experiment.name
+    )
+    served = []
+    try:
+        for c in crowned:
+            prepared = outcome.prepared[c.dataset]
+            table = store.read(prepared.version, split="test")
+            features = table.select(list(prepared.preprocessor.features))
+            answers = stream_rows(handle, c.model.name, batches(features, SERVED_BATCH_ROWS))
+            outputs = np.concatenate([a.outputs for a in answers])
+            bundle = read_bundle(registry.fetch(c.model), expect_digest=c.model.digest)
+            offline = bundle.predict_table(features).outputs
+            y = prepared.preprocessor.transform_label(table)
+            served.append(
+                Served(
+                    dataset=c.dataset,
+                    model=f"{c.model.name}@{c.model.version}",
+                    rows=len(y),
+                    offline=float(row_scores(bundle.spec.task, offline, y).mean()),
+                    served=float(row_scores(bundle.spec.task, outputs, y).mean()),
+                    largest_difference=float(np.abs(outputs - offline).max()),
+                )
+            )
+    finally:
+        remove(experiment.name)
+    return served
+
+
+def batches(table: pa.Table, rows: int) -> Iterator[pa.Table]:
+    """A table in slices of at most ``rows``."""
+    for start in range(0, len(table), rows):
+        yield table.slice(start, rows)
+
+
+def summary(crowned: Sequence[Crowned], served: Sequence[Served]) -> Mapping[str, object]:
+    """For the journal."""
+    return {
+        "champions": {c.dataset: f"{c.model.name}@{c.model.version}" for c in crowned},
+        "served": {s.dataset: s.served for s in served},
+    }

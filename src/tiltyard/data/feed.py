@@ -1,0 +1,217 @@
+"""Batches of a split that is in memory, as torch tensors, in the order of ``tiltyard.data.order``.
+
+A `Feed` is what a training loop sees, whichever way the rows come: `ArrayFeed` here for arrays in this process or mapped
+from Ray's object store, `tiltyard.data.stream` for rows larger than memory. Equal content, ``data_seed``, epoch and batch
+size give equal batches from both.
+
+Needs torch and NumPy alone, so that one trial can be trained without Ray.
+"""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tiltyard.data import order
+from tiltyard.errors import DataError, SpecError
+
+Arrays = tuple[npt.NDArray[np.float32], npt.NDArray[Any], npt.NDArray[np.int64]]
+"""``x`` (rows, features) float32; ``y`` int64 (rows,) or float32 (rows, labels); ascending row hashes int64 (rows,)."""
+
+
+class Feed(abc.ABC):
+    """Batches of one split for one consumer.
+
+    ``num_rows`` is what this consumer gets per epoch; ``steps_per_epoch`` how many batches that is.
+    """
+
+    num_rows: int
+    steps_per_epoch: int
+
+    @abc.abstractmethod
+    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches ``(x, y)`` of epoch ``e`` in its order: x float32 ``(batch, features)``, y as the task wants it."""
+
+    @abc.abstractmethod
+    def all(self) -> tuple[Tensor, Tensor]:
+        """The whole split in canonical order. Read-only: do not change the tensors in place."""
+
+
+def check_feed(batch_size: int, rank: int, world: int) -> None:
+    """Raises where the batch size or shard makes no sense.
+
+    Raises:
+        SpecError: Saying which.
+    """
+    if batch_size < 1:
+        raise SpecError(f"Batch size {batch_size} is below 1.")
+    if not 0 <= rank < world:
+        raise SpecError(f"Shard {rank} of {world} does not exist; ranks go from 0 to {world - 1}.")
+
+
+def tensor(array: npt.NDArray[Any]) -> Tensor:
+    """A tensor on the array's memory, without copying.
+
+    Arrays from the object store are read-only and shared by all trials; torch has no read-only tensors and warns. The
+    warning is silenced here because a feed never writes and says so.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class ArrayFeed(Feed):
+    """Batches gathered from arrays in canonical order.
+
+    Args:
+        arrays: The split.
+        content_digest: Of the dataset version; part of what decides the order.
+        split: Its name; likewise.
+        batch_size: Rows per batch; the last one is smaller unless ``drop_last``.
+        data_seed: Another seed, another order.
+        device: Where the batches go. On an accelerator the whole split is moved there once.
+        drop_last: Leave out a last batch that is not full.
+        rank: This consumer's number among ``world`` that share the split; shards of an epoch are disjoint.
+        world: How many share it.
+        keep: Anything that must live as long as the arrays (an object reference).
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        *,
+        content_digest: str,
+        split: str,
+        batch_size: int,
+        data_seed: int,
+        device: str | torch.device = "cpu",
+        drop_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        keep: Any = None,
+    ) -> None:
+        check_feed(batch_size, rank, world)
+        x, y, hashes = arrays
+        self._x, self._y = tensor(x).to(device), tensor(y).to(device)
+        bits = order.window_bits(len(x))
+        self._offsets = order.window_offsets(hashes, bits)
+        self._place = (content_digest, split, data_seed)
+        self._batch, self._drop, self._rank, self._world, self._keep = batch_size, drop_last, rank, world, keep
+        self.num_rows = order.shard_rows(len(x), world)
+        self.steps_per_epoch = order.steps(self.num_rows, batch_size, drop_last=drop_last)
+
+    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Feed.epoch`."""
+        steps = 0
+        for index in batched(self._windows(e), self._batch):
+            if steps == self.steps_per_epoch:
+                return
+            steps += 1
+            places = torch.from_numpy(index).to(self._x.device)
+            yield self._x.index_select(0, places), self._y.index_select(0, places)
+
+    def order(self, e: int) -> npt.NDArray[np.int64]:
+        """Places in canonical order of the rows this shard sees in epoch ``e``, in order: int64 ``(num_rows,)``."""
+        return np.concatenate(list(self._windows(e)) or [np.empty(0, np.int64)])
+
+    def _windows(self, e: int) -> Iterator[npt.NDArray[np.int64]]:
+        shard = Shard(self._rank, self._world, self.num_rows)
+        for window in order.window_order(*self._place, e, len(self._offsets) - 1).tolist():
+            start, stop = int(self._offsets[window]), int(self._offsets[window + 1])
+            yield shard.take(order.row_order(*self._place, e, window, stop - start) + start)
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """See `Feed.all`; on the CPU no copy is made."""
+        return self._x, self._y
+
+
+class Shard:
+    """Every ``world``-th row of an epoch, beginning at ``rank``, up to ``num_rows``: the same number for every rank."""
+
+    def __init__(self, rank: int, world: int, num_rows: int) -> None:
+        self._rank, self._world, self._left, self._seen = rank, world, num_rows, 0
+
+    def take(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """This shard's part of the next rows of the epoch."""
+        if self._world == 1:
+            return values
+        first = (self._rank - self._seen) % self._world
+        self._seen += len(values)
+        mine = values[first :: self._world][: self._left]
+        self._left -= len(mine)
+        return mine
+
+
+def batched(parts: Iterator[npt.NDArray[np.int64]], size: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Cuts a stream of arrays into arrays of ``size``; the last one may be smaller."""
+    left = np.empty(0, np.int64)
+    for part in parts:
+        if len(left):
+            need = size - len(left)
+            left, part = np.concatenate((left, part[:need])), part[need:]
+            if len(left) < size:
+                continue
+            yield left
+        full = len(part) - len(part) % size
+        yield from (part[i : i + size] for i in range(0, full, size))
+        left = part[full:]
+    if len(left):
+        yield left
+
+
+def local_feed(
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[Any],
+    *,
+    row_hash: npt.NDArray[np.int64] | None = None,
+    content_digest: str,
+    split: str,
+    batch_size: int,
+    data_seed: int,
+    device: str | torch.device = "cpu",
+    drop_last: bool = False,
+    rank: int = 0,
+    world: int = 1,
+) -> ArrayFeed:
+    """A feed of arrays in this process: the same batches as `tiltyard.data.stream.open_feed`, without Ray.
+
+    Args:
+        x: Preprocessed features in canonical order, ``(rows, features)`` float32.
+        y: Labels in the same order.
+        row_hash: Row hashes, ascending (``DatasetStore.read_hashes``); may be left out for up to 65,536 rows.
+        content_digest: Of the dataset version.
+        split: Which split the rows are.
+        batch_size: Rows per batch.
+        data_seed: Decides the order, with the digest, the split and the epoch.
+        device: Where batches go.
+        drop_last: Leave out a last batch that is not full.
+        rank: Number of this shard.
+        world: Number of shards.
+
+    Raises:
+        DataError: If lengths differ, or hashes are needed and missing.
+    """
+    if len(x) != len(y) or (row_hash is not None and len(row_hash) != len(x)):
+        raise DataError(f"x has {len(x)} rows and y {len(y)}; wanted as many of each (and of row hashes).")
+    if row_hash is None:
+        if order.window_bits(len(x)):
+            raise DataError(f"{len(x)} rows are shuffled in windows of their hashes; give row_hash (read_hashes).")
+        row_hash = np.zeros(len(x), np.int64)
+    return ArrayFeed(
+        (x, y, row_hash),
+        content_digest=content_digest,
+        split=split,
+        batch_size=batch_size,
+        data_seed=data_seed,
+        device=device,
+        drop_last=drop_last,
+        rank=rank,
+        world=world,
+    )

@@ -1,0 +1,58 @@
+"""Linear models and multi-layer perceptrons on flat rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from tiltyard.errors import ModelError
+
+
+def linear(*, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """One affine map: logistic regression where the task is classification, linear regression else."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_outputs))
+
+
+def mlp(*, input_shape: tuple[int, ...], num_outputs: int, hidden: Sequence[int] = (64, 32)) -> nn.Module:
+    """Affine maps with ReLU and dropout between them; ``hidden`` are the widths."""
+    if not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
+        raise ModelError(f"hidden is {tuple(hidden)}; widths above 0 are wanted, e.g. (64, 32).")
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = math.prod(input_shape)
+    for h in hidden:
+        layers += [nn.Linear(width, h), nn.ReLU(), nn.Dropout(0.0)]
+        width = h
+    return nn.Sequential(*layers, nn.Linear(width, num_outputs))
+
+
+class _Block(nn.Module):
+    """``x + W2 relu(W1 norm(x))`` (pre-norm residual block)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, width)
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape in and out."""
+        out: Tensor = x + self.drop(self.outer(self.inner(self.norm(x)).relu()))
+        return out
+
+
+def resmlp(*, input_shape: tuple[int, ...], num_outputs: int, width: int = 64, depth: int = 2) -> nn.Module:
+    """A residual MLP: ``depth`` pre-norm blocks of ``width`` (as in Gorishniy et al. 2021, arXiv 2106.11959)."""
+    if width < 1 or depth < 1:
+        raise ModelError(f"width {width} and depth {depth} must both be 1 or more.")
+    blocks = [_Block(width) for _ in range(depth)]
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(input_shape), width),
+        *blocks,
+        nn.LayerNorm(width),
+        nn.ReLU(),
+        nn.Linear(width, num_outputs),
+    )

@@ -1,0 +1,6 @@
+"""Registered models: bundles, their lineage, and the aliases that name champions."""
+
+from tiltyard.registry.bundle import Bundle, BundleSpec, Predictions, check_bundle, read_bundle, write_bundle
+from tiltyard.registry.lineage import Lineage
+
+__all__ = ["Bundle", "BundleSpec", "Lineage", "Predictions", "check_bundle", "read_bundle", "write_bundle"]

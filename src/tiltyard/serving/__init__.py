@@ -1,0 +1,1 @@
+"""Champions in service: batching and validation are pure; Ray Serve is in `deployment` and `client`."""

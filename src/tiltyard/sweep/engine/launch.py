@@ -1,0 +1,444 @@
+"""One launch of an experiment, from its description to a leaderboard: claim, plan, share the data, sweep, test once.
+
+What becomes of the winners is not decided here (`tiltyard.run`). A key that is finished is answered from the record and
+starts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tiltyard.data.store import DatasetStore
+from tiltyard.data.stream import feature_columns, fit_preprocessor, share
+from tiltyard.data.versions import DatasetVersion
+from tiltyard.errors import AlreadyClaimedError, DataError
+from tiltyard.experiment import Experiment
+from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialRow
+from tiltyard.models import validate_args
+from tiltyard.preprocessing import Preprocessor
+from tiltyard.settings import Settings
+from tiltyard.sweep.engine import ray_runtime
+from tiltyard.sweep.engine.curves import Curves
+from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
+from tiltyard.sweep.engine.finals import look_at_test
+from tiltyard.sweep.engine.interrupts import stop_on_signals
+from tiltyard.sweep.engine.layout import Layout, Storage
+from tiltyard.sweep.engine.packing import pack_size_for, shape_of
+from tiltyard.sweep.engine.worker import Post
+from tiltyard.sweep.halving import Machine
+from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
+from tiltyard.sweep.plan import DatasetFacts, Plan, Trial, plan
+from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A dataset version with what turns its columns into features."""
+
+    version: DatasetVersion
+    preprocessor: Preprocessor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a launch came to.
+
+    ``state``: ``finished``, ``stopped`` (Ctrl-C or a budget; the next launch goes on), or ``reused`` (the record
+    answered).
+    """
+
+    state: str
+    reason: str | None
+    plan: Plan
+    claim: Claim
+    leaderboard: Leaderboard
+    results: Sequence[Result]
+    prepared: Mapping[str, Prepared]
+    scores: Mapping[tuple[str, int], CellScore]
+    layout: Layout
+    seconds: float
+    parent_run_id: str | None
+    run_ids: Mapping[str, str]
+    tracker: TrackerReport | None
+
+
+class Watch(Protocol):
+    """What a launch tells while it goes."""
+
+    def planned(self, plan: Plan, known: int) -> None:
+        """The plan is made; ``known`` trials have results in the record already."""
+
+    def tick(self, tick: Tick) -> None:
+        """How it goes."""
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def planned(self, plan: Plan, known: int) -> None:
+        """Says nothing."""
+
+    def tick(self, tick: Tick) -> None:
+        """Says nothing."""
+
+
+def prepare(
+    settings: Settings, experiment: Experiment, store: DatasetStore
+) -> tuple[dict[str, Prepared], dict[str, DatasetFacts]]:
+    """Pins each dataset's version, fits its preprocessing on the training split, and takes down its facts.
+
+    Raises:
+        DatasetNotFoundError: If a dataset, version or column does not exist.
+        DataError: If a dataset has no task, label, features or rows.
+    """
+    del settings
+    prepared, facts = {}, {}
+    for ref in experiment.datasets:
+        version = store.resolve(ref)
+        named = [c for c in experiment.include_sensitive if c in version.schema]
+        features = [*feature_columns(version, None), *named] if named else None
+        preprocessor = fit_preprocessor(store, version, features=features)
+        if version.spec.task is None:
+            raise DataError(f"Dataset {version.ref} declares no task; commit it with one.")
+        prepared[ref.name] = Prepared(version=version, preprocessor=preprocessor)
+        facts[ref.name] = DatasetFacts(
+            name=ref.name,
+            version=version.version,
+            content_digest=version.content_digest,
+            task=version.spec.task,
+            split_rows=dict(version.split_rows),
+            input_shape=(preprocessor.num_features_out,),
+            num_outputs=max(2, preprocessor.num_classes) if version.spec.task == "binary" else preprocessor.num_classes,
+        )
+    return prepared, facts
+
+
+def check_models(trials: Sequence[Trial]) -> None:
+    """Every model and configuration can be built, before anything is started.
+
+    Raises:
+        ModelError, SpecError: Naming the variant's model and what is wrong with it.
+    """
+    from tiltyard.sweep.engine.packing import check_trial
+
+    seen = set()
+    for trial in trials:
+        shape = (shape_of(trial), frozenset(trial.config), trial.dataset)
+        if shape not in seen:
+            seen.add(shape)
+            check_trial(trial, validate_args)
+
+
+def launch(
+    settings: Settings, experiment: Experiment, *, code_digest: str, watch: Watch | None = None, job: str = ""
+) -> Outcome:
+    """Runs an experiment, or answers from the record where its key is finished.
+
+    Args:
+        settings: Where everything lives.
+        experiment: What to do.
+        code_digest: From `tiltyard.codedigest`.
+        watch: Told how it goes.
+        job: The Ray job that this runs in, if any.
+
+    Raises:
+        SpecError, DataError, ModelError: If the experiment cannot be run as it stands; nothing was started.
+        AlreadyClaimedError: If another process works on the same key.
+    """
+    watch = watch or Silent()
+    settings.ensure_home()
+    store = DatasetStore(settings.data_uri)
+    prepared, facts = prepare(settings, experiment, store)
+    the_plan = plan(experiment, facts, code_digest=code_digest)
+    check_models(the_plan.trials)
+    with Journal.open(settings.journal_uri) as journal:
+        claim = journal.claim(
+            the_plan.key, experiment=experiment.name, spec=experiment.to_json(), owner=Owner.here(job)
+        )
+        layout = Layout(Storage(settings.storage_uri), the_plan.key)
+        work = _Launch(settings, experiment, the_plan, prepared, journal, claim, layout, watch)
+        if claim.outcome == "held":
+            raise AlreadyClaimedError(_held(claim))
+        if claim.outcome == "finished":
+            return work.from_record()
+        try:
+            return work.run(store)
+        except BaseException as error:
+            journal.release(claim, state="failed", summary={"error": f"{type(error).__name__}: {error}"[:2000]})
+            raise
+
+
+def _held(claim: Claim) -> str:
+    holder = claim.holder
+    where = f"process {holder.pid} on {holder.host}" if holder else "another process"
+    return (
+        f"This very experiment (key {claim.key[:16]}) is running already: {where} holds it. Wanted: one at a time. "
+        "Watch it (tiltyard runs), wait for it, or end it; the next start then goes on from what is finished."
+    )
+
+
+class _Launch:
+    """The steps of `launch`, on what it found out."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        experiment: Experiment,
+        the_plan: Plan,
+        prepared: Mapping[str, Prepared],
+        journal: Journal,
+        claim: Claim,
+        layout: Layout,
+        watch: Watch,
+    ) -> None:
+        self.settings, self.experiment, self.plan, self.prepared = settings, experiment, the_plan, prepared
+        self.journal, self.claim, self.layout, self.watch = journal, claim, layout, watch
+        self.started = time.time()
+        self.curves = Curves(layout.storage)
+        self._rungs = {group.name: group.rungs for group in the_plan.groups}
+        rungs = {rung for group in the_plan.groups for rung in group.rungs}
+        self.known = journal.cell_scores([t.cell for t in the_plan.trials], rungs)
+
+    def from_record(self) -> Outcome:
+        """The answer of an earlier launch."""
+        board = Leaderboard.from_json(self.layout.storage.read_json(self.layout.leaderboard))
+        self.watch.planned(self.plan, len(self.plan.trials))
+        rows = self.journal.trials(self.claim.key)
+        return self._outcome("reused", None, board, self._results(rows), None, {})
+
+    def run(self, store: DatasetStore) -> Outcome:
+        """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
+        self.watch.planned(self.plan, len({cell for cell, _ in self.known}))
+        tracker = Tracker(self.settings, self.claim.key).start()
+        tracker.open_launch(
+            LaunchRecord(
+                experiment=self.experiment.name,
+                key=self.claim.key,
+                launch_id=self.claim.launch_id,
+                spec=self.experiment.to_json(),
+                tags={"tiltyard.trials": str(len(self.plan.trials)), **self.experiment.tags},
+            )
+        )
+        self._record_plan()
+        with stop_on_signals() as request:
+            driver = self._sweep(tracker, request)
+        if driver.stop_reason is not None and request.reason is not None:
+            return self._stopped(driver, tracker)
+        return self._finish(driver, tracker, store)
+
+    def _record_plan(self) -> None:
+        self.journal.add_trials(
+            self.claim,
+            [
+                TrialRow(
+                    cell=t.cell,
+                    key=self.claim.key,
+                    group=t.group,
+                    index=t.index,
+                    variant=t.variant,
+                    model=t.model,
+                    dataset=t.dataset,
+                    dataset_version=t.dataset_version,
+                    config=t.config,
+                    seed=t.seed,
+                    data_seed=t.data_seed,
+                )
+                for t in self.plan.trials
+            ],
+        )
+        self.layout.storage.write_json(self.layout.plan, {"schema_version": 1, "spec": self.experiment.to_json()})
+
+    def _sweep(self, tracker: Tracker, request: Callable[[], str | None]) -> SweepDriver:
+        objective, resources = self.experiment.objective, self.experiment.resources
+        device = "cuda" if resources.gpus else "cpu"
+        ray_runtime.ensure_ray()
+        slots = ray_runtime.slots(resources.cpus, resources.gpus)
+        slots = min(slots, resources.max_concurrent or slots)
+        machine = Machine(
+            self.plan.groups,
+            metric=objective.metric,
+            mode=objective.direction,
+            pack_size=pack_size_for(resources, slots=slots, groups=len(self.plan.groups), device=device),
+            shape=shape_of,
+            known=self.known,
+        )
+        by_cell = {t.cell: t for t in self.plan.trials}
+        driver = SweepDriver(
+            plan=self.plan,
+            experiment=self.experiment,
+            journal=self.journal,
+            claim=self.claim,
+            layout=self.layout,
+            machine=machine,
+            known=self.known,
+            watch=self.watch.tick,
+            on_end=lambda cells: self._track(tracker, [by_cell[c] for c in cells], machine),
+            stop_requested=request,
+        )
+        self.machine = machine
+        if not driver.done:
+            run_packs(driver, self._post(device), max_concurrent=slots)
+            driver.tick()
+        return driver
+
+    def _post(self, device: str) -> Post:
+        store = DatasetStore(self.settings.data_uri)
+        splits = {
+            name: share(
+                p.version,
+                store,
+                preprocessor=p.preprocessor,
+                memory_share=self.experiment.resources.memory_share / len(self.prepared),
+            )
+            for name, p in self.prepared.items()
+        }
+        return Post(
+            claim=self.claim,
+            journal_uri=self.settings.journal_uri,
+            storage_uri=self.settings.storage_uri,
+            splits=splits,
+            device=device,
+            threads=max(1, int(self.experiment.resources.cpus)),
+        )
+
+    def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:
+        """Hands trials that ended to the writer: whole, with their curves."""
+        now_ms = int(time.time() * 1000)
+        for trial in trials:
+            state = machine.state_of(trial.cell)
+            scores = [s for e in self._rungs[trial.group] if (s := self.known.get((trial.cell, e))) is not None]
+            seconds = sum(s.seconds for s in scores)
+            tracker.trial(
+                TrialRecord(
+                    cell=trial.cell,
+                    name=trial.name,
+                    variant=trial.variant,
+                    dataset=trial.dataset,
+                    dataset_version=trial.dataset_version,
+                    dataset_digest=trial.dataset_digest,
+                    params={**trial.config, "model": trial.model, "seed": trial.seed, "data_seed": trial.data_seed},
+                    history=self.curves.of(trial.cell, scores),
+                    state=state.state,
+                    reason=state.reason,
+                    duration_s=seconds,
+                    cpu_s=seconds * self.experiment.resources.cpus,
+                    start_ms=now_ms - int(seconds * 1000),
+                    end_ms=now_ms,
+                )
+            )
+
+    def _stopped(self, driver: SweepDriver, tracker: Tracker) -> Outcome:
+        reason = driver.stop_reason
+        board = self._board({}, frozenset(), 0)
+        tracker.close_launch(status="KILLED", metrics={}, tags={"tiltyard.reason": reason or ""})
+        report = tracker.close()
+        self.journal.release(self.claim, state="stopped", summary={"reason": reason})
+        return self._outcome("stopped", reason, board, self._results(self.journal.trials(self.claim.key)), report, {})
+
+    def _finish(self, driver: SweepDriver, tracker: Tracker, store: DatasetStore) -> Outcome:
+        results = self._results(self.journal.trials(self.claim.key))
+        tests, tied, looks = look_at_test(
+            journal=self.journal,
+            layout=self.layout,
+            experiment=self.experiment,
+            finalists={
+                dataset: finalists(
+                    [r for r in results if r.dataset == dataset],
+                    self.experiment.objective.direction,
+                    self.experiment.search.finalists,
+                )
+                for dataset in self.prepared
+            },
+            trials={t.cell: t for t in self.plan.trials},
+            known=self.known,
+            prepared={
+                n: (store.read(p.version, split="test"), p.preprocessor)
+                for n, p in self.prepared.items()
+                if p.version.split_rows.get("test", 0)
+            },
+            key=self.claim.key,
+        )
+        board = self._board(tests, tied, looks)
+        self.layout.storage.write_json(self.layout.leaderboard, board.to_json())
+        best = {d: row for d in board.tables if (row := board.best(d)) is not None}
+        tracker.close_launch(
+            status="FINISHED",
+            metrics={f"best_{self.experiment.objective.metric}_{d}": r.validation or math.nan for d, r in best.items()},
+            tags={f"tiltyard.best.{d}": r.cell for d, r in best.items()},
+        )
+        parent = tracker.parent_run_id()
+        if parent is not None:
+            self.journal.set_parent_run(self.claim, parent)
+        report = tracker.close()
+        reason = driver.stop_reason
+        self.journal.release(
+            self.claim,
+            state="finished" if reason is None else "stopped",
+            summary={
+                "reason": reason,
+                "seconds": time.time() - self.started,
+                "best": {d: r.cell for d, r in best.items()},
+            },
+        )
+        return self._outcome(
+            "finished" if reason is None else "stopped", reason, board, results, report, tracker.run_ids()
+        )
+
+    def _board(self, tests: Mapping[str, Any], tied: frozenset[str], looks: int) -> Leaderboard:
+        return leaderboard(
+            experiment=self.experiment.name,
+            key=self.claim.key,
+            metric=self.experiment.objective.metric,
+            mode=self.experiment.objective.direction,
+            results=self._results(self.journal.trials(self.claim.key)),
+            tests=tests,
+            tied=tied,
+            test_looks=looks,
+        )
+
+    def _results(self, rows: Sequence[TrialRow]) -> list[Result]:
+        return [
+            Result(
+                cell=r.cell,
+                name=f"{r.group}/{r.index:03d}",
+                variant=r.variant,
+                dataset=r.dataset,
+                index=r.index,
+                state=r.state if r.state in ENDED else "interrupted",
+                epoch=r.epoch,
+                score=r.score if r.state != "failed" else None,
+                reason=r.reason,
+                config=dict(r.config),
+            )
+            for r in rows
+        ]
+
+    def _outcome(
+        self,
+        state: str,
+        reason: str | None,
+        board: Leaderboard,
+        results: Sequence[Result],
+        tracker: TrackerReport | None,
+        run_ids: Mapping[str, str],
+    ) -> Outcome:
+        recorded = self.journal.launch(self.claim.key)
+        return Outcome(
+            state=state,
+            reason=reason,
+            plan=self.plan,
+            claim=self.claim,
+            leaderboard=board,
+            results=results,
+            prepared=self.prepared,
+            scores=self.known,
+            layout=self.layout,
+            seconds=time.time() - self.started,
+            parent_run_id=recorded.parent_run_id if recorded else None,
+            run_ids=run_ids,
+            tracker=tracker,
+        )

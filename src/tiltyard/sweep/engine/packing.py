@@ -1,0 +1,73 @@
+"""What may share a pack, how large packs are, and whether a configuration can be trained at all. No Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tiltyard.errors import SpecError, TiltyardError
+from tiltyard.experiment import Resources
+from tiltyard.sweep.plan import Group, Trial
+
+QUEUE_MODELS = frozenset({"lightgbm"})
+"""Models whose trials cannot step together: a pack of them is a queue, one after another."""
+MAX_MEMBERS = {"cpu": 256, "cuda": 4096}
+"""Members of a pack by kind of device. On a CPU a pack past this gains nothing (members step in chunks that fit the cache)
+and a longer pack loses more when its worker dies."""
+QUEUE_MEMBERS = 8
+
+
+def shape_of(trial: Trial) -> str:
+    """What must be equal inside a pack, as a string."""
+    if trial.model in QUEUE_MODELS:
+        return trial.model
+    from tiltyard.training import split_config
+
+    shared, _ = split_config(trial.config)
+    return json.dumps([trial.model, shared, trial.dataset, trial.data_seed], sort_keys=True, default=str)
+
+
+def pack_size_for(
+    resources: Resources, *, slots: int, groups: int, device: str
+) -> Callable[[Group, Sequence[Trial]], int]:
+    """Members of a pack, from shapes, slots and the kind of device, never from timings.
+
+    Groups run side by side, so a group is cut up only where there are more slots than groups.
+    """
+    at_once = max(1, math.ceil(slots / max(1, groups)))
+
+    def size(group: Group, trials: Sequence[Trial]) -> int:
+        if resources.pack != "auto":
+            return resources.pack
+        most = QUEUE_MEMBERS if group.model in QUEUE_MODELS else MAX_MEMBERS.get(device, 256)
+        return max(1, min(most, math.ceil(len(trials) / at_once)))
+
+    return size
+
+
+def check_trial(trial: Trial, validate: Callable[..., None]) -> None:
+    """The trial's configuration can be trained.
+
+    Raises:
+        TiltyardError: Naming the trial's variant and what is wrong.
+    """
+    try:
+        if trial.model in QUEUE_MODELS:
+            validate(trial.model, trial.config, trial.task, trial.input_shape)
+            return
+        shared, member = _parts(trial.config)
+        from tiltyard.training import Member
+
+        Member.from_config(trial.cell, trial.seed, member)
+        args = {k: v for k, v in shared.items() if k not in {"optimizer", "batch_size"}}
+        validate(trial.model, args, trial.task, trial.input_shape)
+    except TiltyardError as error:
+        raise SpecError(f"Variant {trial.variant!r} cannot be trained on {trial.dataset}: {error}") from error
+
+
+def _parts(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    from tiltyard.training import split_config
+
+    return split_config(config)

@@ -1,0 +1,152 @@
+"""Scores of all members at once, by scikit-learn's definitions.
+
+``outputs`` is ``(members, rows, outputs)`` raw; every score comes back as ``(members,)`` float64. A member whose outputs
+are not finite scores NaN, and no other member's score changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tiltyard.errors import TrainingError
+from tiltyard.types import METRICS, Task
+
+Array = npt.NDArray[np.float64]
+
+
+def scores(task: Task, outputs: Tensor, y: Tensor, metrics: Sequence[str]) -> dict[str, Array]:
+    """The named scores.
+
+    Args:
+        task: Of the labels.
+        outputs: ``(K, N, C)`` logits, or ``(K, N, T)`` values for regression.
+        y: Labels as `tiltyard.types.Task` says.
+        metrics: Names in `tiltyard.types.METRICS`.
+
+    Raises:
+        TrainingError: If a metric is unknown or is not one of the task's, or there are no rows.
+    """
+    if outputs.shape[1] == 0:
+        raise TrainingError("There are no rows to score; the split is empty. Give it a share of the rows.")
+    for name in metrics:
+        if name not in METRICS or task not in METRICS[name].tasks:
+            raise TrainingError(f"A {task} task has no metric {name!r}.")
+    finite = torch.isfinite(outputs).all(dim=2).all(dim=1).cpu().numpy()
+    found = {name: _SCORES[name](outputs.double(), y, task).cpu().numpy().astype(np.float64) for name in metrics}
+    return {name: np.where(finite, value, np.nan) for name, value in found.items()}
+
+
+def _accuracy(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    return (outputs.argmax(-1) == y).double().mean(-1)
+
+
+def _per_class(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """True positives, predicted and actual counts: ``(K, C)``, ``(K, C)``, ``(C,)``."""
+    classes = outputs.shape[-1]
+    predicted = torch.nn.functional.one_hot(outputs.argmax(-1), classes).double()
+    actual = torch.nn.functional.one_hot(y, classes).double()
+    return torch.einsum("knc,nc->kc", predicted, actual), predicted.sum(1), actual.sum(0)
+
+
+def _balanced_accuracy(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    hit, _, actual = _per_class(outputs, y)
+    present = actual > 0
+    return (hit[:, present] / actual[present]).mean(-1)
+
+
+def _f1_macro(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    if task is Task.MULTILABEL:
+        on = (outputs > 0).double()
+        hit, predicted, actual = (on * y).sum(1), on.sum(1), y.double().sum(0)
+    else:
+        hit, predicted, actual = _per_class(outputs, y)
+    both = predicted + actual
+    f1 = torch.where(both > 0, 2 * hit / both.clamp(min=1), torch.zeros_like(both))
+    if task is Task.MULTILABEL:
+        return f1.mean(-1)
+    seen = both > 0  # scikit-learn leaves out classes that are neither there nor predicted
+    return (f1 * seen).sum(-1) / seen.sum(-1)
+
+
+def _log_loss(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    if task is Task.MULTILABEL:
+        bce = torch.nn.functional.binary_cross_entropy_with_logits(
+            outputs, y.double().expand_as(outputs), reduction="none"
+        )
+        return bce.mean((-1, -2))
+    log_p = torch.log_softmax(outputs, -1)
+    return -log_p.gather(-1, y.expand(len(outputs), -1).unsqueeze(-1)).squeeze(-1).mean(-1)
+
+
+def _roc_auc(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """The rank statistic of Mann and Whitney, ties counting half."""
+    del task
+    margin = outputs[..., 1] - outputs[..., 0]
+    positive = y == 1
+    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    if n_pos == 0 or n_neg == 0:
+        return torch.full((len(outputs),), torch.nan, dtype=torch.float64)
+    ranks = torch.stack([_mean_ranks(m) for m in margin])
+    return (ranks[:, positive].sum(-1) - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg)
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def _brier(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """Mean squared error of the probability of class 1, or, for more classes, summed over them (Brier 1950)."""
+    p = torch.softmax(outputs, -1)
+    if task is Task.BINARY:
+        return ((p[..., 1] - y.double()) ** 2).mean(-1)
+    return ((p - torch.nn.functional.one_hot(y, p.shape[-1])) ** 2).sum(-1).mean(-1)
+
+
+def _subset_accuracy(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    return ((outputs > 0) == (y > 0.5)).all(-1).double().mean(-1)
+
+
+def _mse(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    return ((outputs - y) ** 2).mean((-1, -2))
+
+
+def _rmse(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    return ((outputs - y) ** 2).mean(-2).sqrt().mean(-1)
+
+
+def _mae(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    return (outputs - y).abs().mean((-1, -2))
+
+
+def _r2(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    del task
+    total = ((y.double() - y.double().mean(0)) ** 2).sum(0)
+    return (1 - ((outputs - y) ** 2).sum(-2) / total).mean(-1)
+
+
+_SCORES: dict[str, Callable[[Tensor, Tensor, Task], Tensor]] = {
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "f1_macro": _f1_macro,
+    "log_loss": _log_loss,
+    "roc_auc": _roc_auc,
+    "brier": _brier,
+    "subset_accuracy": _subset_accuracy,
+    "mse": _mse,
+    "rmse": _rmse,
+    "mae": _mae,
+    "r2": _r2,
+}

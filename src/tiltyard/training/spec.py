@@ -1,0 +1,170 @@
+"""What is equal in a pack, what may differ between its members, and how one configuration is split into the two. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tiltyard.errors import TrainingError
+from tiltyard.types import Task
+
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "linear")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackSpec:
+    """What is equal in a pack.
+
+    Args:
+        model: A family of `tiltyard.models`, or ``package.module:ClassOrFactory`` of a user's ``nn.Module``.
+        model_args: What it is built with.
+        task: Decides loss and scores.
+        input_shape: Of one row.
+        num_outputs: Logits or targets.
+        optimizer: One of `OPTIMIZERS`.
+        batch_size: Rows of a step.
+        total_epochs: Length of the learning rate schedules.
+    """
+
+    model: str
+    model_args: Mapping[str, Any]
+    task: Task
+    input_shape: tuple[int, ...]
+    num_outputs: int
+    optimizer: str = "adamw"
+    batch_size: int
+    total_epochs: int
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise TrainingError(f"No optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}.")
+        if self.batch_size < 1 or self.total_epochs < 1:
+            raise TrainingError(
+                f"batch_size {self.batch_size} and total_epochs {self.total_epochs} must both be 1 or more."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**dataclasses.asdict(self), "task": str(self.task)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PackSpec:
+        """Reads what `to_dict` gave."""
+        fields = dict(data)
+        fields["task"] = Task(fields["task"])
+        fields["input_shape"] = tuple(fields["input_shape"])
+        fields["model_args"] = {k: _tuples(v) for k, v in fields["model_args"].items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """What may differ between the members of a pack.
+
+    Args:
+        name: Unique in the pack.
+        seed: Of its initialisation, dropout and noise.
+        lr: Learning rate at its peak.
+        schedule: ``constant``, ``cosine`` (to 0) or ``linear`` (to 0), stepped each batch.
+        warmup_epochs: Epochs over which the rate rises from 0.
+        weight_decay: Decoupled for adamw, added to the gradient otherwise.
+        momentum: For momentum and nesterov.
+        beta1: For adam and adamw.
+        beta2: For adam and adamw.
+        eps: For adam and adamw.
+        dropout: Rate of every dropout layer.
+        label_smoothing: Share of the target spread over all classes.
+        clip_norm: Largest gradient norm; None does not clip.
+        class_weights: One a class.
+        init_scale: Factor on the initial weights (not on biases).
+        input_noise: Standard deviation of noise added to training inputs.
+        feature_mask: False where the member does not see a feature.
+    """
+
+    name: str
+    seed: int
+    lr: float = 1e-3
+    schedule: str = "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    class_weights: tuple[float, ...] | None = None
+    init_scale: float = 1.0
+    input_noise: float = 0.0
+    feature_mask: tuple[bool, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value < high):
+                raise TrainingError(
+                    f"Member {self.name[:12]}: {name} is {value!r}; wanted {low:g} <= {name} < {high:g}."
+                )
+        if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
+            raise TrainingError(f"Member {self.name[:12]}: clip_norm is {self.clip_norm!r}; wanted above 0, or None.")
+        if self.schedule not in SCHEDULES:
+            raise TrainingError(
+                f"Member {self.name[:12]}: no schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}."
+            )
+
+    @classmethod
+    def from_config(cls, name: str, seed: int, config: Mapping[str, Any]) -> Member:
+        """A member from the part of a configuration that may differ.
+
+        Raises:
+            TrainingError: If a name is unknown or a value is out of its range.
+        """
+        unknown = sorted(set(config) - MEMBER_FIELDS)
+        if unknown:
+            raise TrainingError(
+                f"Member {name[:12]}: {unknown[0]!r} is nothing a member has. It has: {', '.join(sorted(MEMBER_FIELDS))}."
+            )
+        return cls(name=name, seed=seed, **config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Member:
+        """Reads what `to_dict` gave."""
+        return cls(**{k: _tuples(v) for k, v in data.items()})
+
+
+_INF = math.inf
+_RANGES = (
+    ("lr", 0.0, _INF),
+    ("warmup_epochs", 0.0, _INF),
+    ("weight_decay", 0.0, _INF),
+    ("momentum", 0.0, 1.0),
+    ("beta1", 0.0, 1.0),
+    ("beta2", 0.0, 1.0),
+    ("eps", 0.0, _INF),
+    ("dropout", 0.0, 1.0),
+    ("label_smoothing", 0.0, 1.0),
+    ("init_scale", 0.0, _INF),
+    ("input_noise", 0.0, _INF),
+)
+MEMBER_FIELDS = frozenset(f.name for f in dataclasses.fields(Member)) - {"name", "seed"}
+"""What a search space may vary without needing another pack."""
+
+
+def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A trial's configuration as (equal in a pack: model arguments, optimizer, batch_size; free per member)."""
+    shared = {k: v for k, v in config.items() if k not in MEMBER_FIELDS and k != "seed"}
+    member = {k: v for k, v in config.items() if k in MEMBER_FIELDS}
+    return shared, member
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
