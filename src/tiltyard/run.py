@@ -15,26 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from tiltyard.codedigest import code_digest
 from tiltyard.errors import SpecError, TiltyardError
 from tiltyard.experiment import Experiment
 from tiltyard.jobfile import load_experiment
 from tiltyard.ray_token import use_own_token
-from tiltyard.report.terminal import Best, Snapshot, SteadyConsole, SweepProgress, closing
+from tiltyard.report.telling import Teller
+from tiltyard.report.terminal import output
 from tiltyard.settings import Settings
 
 if TYPE_CHECKING:
     from tiltyard.crown import Crowned, Served
-    from tiltyard.sweep.engine.driver import Tick
+    from tiltyard.data.versions import Commit
     from tiltyard.sweep.engine.launch import Outcome
-    from tiltyard.sweep.leaderboard import Leaderboard
-    from tiltyard.sweep.plan import Plan
 
 INTERRUPTED = 130
-SHOWN_ROWS = 8
-"""Rows of a leaderboard that are printed; all of them: ``tiltyard leaderboard``."""
 
 
 def main(path: str, argv: Sequence[str] | None = None) -> None:
@@ -85,43 +81,43 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
     started = time.monotonic()
     settings = settings or Settings.from_env()
     settings.ensure_home()
-    console = SteadyConsole(highlight=False)
     use_own_token(settings)
-    commit_missing_samples(settings, experiment, console)
+    tell = Teller(experiment, output())
     digest = code_digest(job_file, [v.model for v in experiment.variants])
+    tell.committed(commit_missing_samples(settings, experiment))
 
     from tiltyard.sweep.engine.launch import launch
 
-    progress = _Progress(experiment, console)
     try:
         outcome = launch(
-            settings, experiment, code_digest=digest, watch=progress, job=os.environ.get("RAY_JOB_SUBMISSION_ID", "")
+            settings, experiment, code_digest=digest, watch=tell, job=os.environ.get("RAY_JOB_SUBMISSION_ID", "")
         )
     finally:
-        progress.close()
-    _show_leaderboard(console, outcome)
+        tell.close()
+    tell.result(outcome)
     if outcome.state == "stopped":
-        console.print(f"Stopped: {outcome.reason}. All that was finished is kept; the next start goes on from there.")
-        return INTERRUPTED if outcome.reason and "Ctrl-C" in outcome.reason else 1
-    crowned, served = _crown(settings, experiment, outcome, digest, job_file, console)
-    _tell_tracker(outcome, console)
-    console.print(closing(_places(settings, outcome, crowned), _commands(experiment, crowned)))
-    console.print(f"\n{_verdict(outcome)} in {time.monotonic() - started:.0f} s.")
+        return INTERRUPTED if outcome.by_person else 1
+    crowned, served = _crown(settings, experiment, outcome, digest, job_file, tell)
+    tell.end(settings, outcome, crowned, time.monotonic() - started)
     return 0 if all(s.equal for s in served) else 1
 
 
-def commit_missing_samples(settings: Settings, experiment: Experiment, console: Console) -> None:
-    """Commits the sample datasets that the experiment names, where they do not exist yet."""
+def commit_missing_samples(settings: Settings, experiment: Experiment) -> list[Commit]:
+    """Commits the sample datasets that the experiment names, where they do not exist yet.
+
+    Raises:
+        SpecError: If one of them is no sample.
+    """
     wanted = [d.name for d in experiment.datasets if d.name in experiment.samples]
     if not wanted:
-        return
+        return []
     from tiltyard.data.store import DatasetStore
 
     store = DatasetStore(settings.data_uri)
     there = set(store.names())
     missing = [name for name in wanted if name not in there]
     if not missing:
-        return
+        return []
     from tiltyard.data.samples import NAMES, commit_samples
 
     unknown = sorted(set(missing) - set(NAMES))
@@ -129,73 +125,7 @@ def commit_missing_samples(settings: Settings, experiment: Experiment, console: 
         raise SpecError(
             f"{unknown[0]!r} is no sample dataset; there are: {', '.join(NAMES)}. Commit it: tiltyard data commit"
         )
-    for commit in commit_samples(store, missing):
-        v = commit.version
-        rows = ", ".join(f"{n} {split}" for split, n in v.split_rows.items())
-        console.print(f"committed {v.ref}: {v.num_rows} rows ({rows}), digest {v.content_digest[:12]}")
-
-
-class _Progress:
-    """A launch's `Watch`, at the terminal."""
-
-    def __init__(self, experiment: Experiment, console: SteadyConsole) -> None:
-        self._experiment, self._console = experiment, console
-        self._shown: SweepProgress | None = None
-        self._total = 0
-        self._first_work: float | None = None
-
-    def planned(self, plan: Plan, known: int) -> None:
-        """Prints what will be done."""
-        self._total = len(plan.trials)
-        console, search = self._console, self._experiment.search
-        console.print(
-            f"[bold]{self._experiment.name}[/bold]  key {plan.key[:12]}  {self._total} trials: "
-            f"{len(self._experiment.variants)} variants x {len(self._experiment.datasets)} datasets, "
-            f"{search.algorithm} search, up to {search.max_epochs} epochs"
-        )
-        if known:
-            console.print(f"{known} of {self._total} trials stand in the record already and are not run again")
-        if known < self._total:
-            self._shown = SweepProgress(
-                title=self._experiment.name,
-                total=self._total,
-                datasets=[d.name for d in self._experiment.datasets],
-                metric=self._experiment.objective.metric,
-                console=console,
-            )
-            self._shown.__enter__()
-
-    def tick(self, tick: Tick) -> None:
-        """Shows how it goes."""
-        if self._shown is None:
-            return
-        s = tick.states
-        if tick.packs_running and self._first_work is None:
-            self._first_work = tick.elapsed_s
-        self._shown.update(
-            Snapshot(
-                total=self._total,
-                done=s.get("done", 0),
-                running=s.get("running", 0),
-                stopped=s.get("stopped", 0),
-                failed=s.get("failed", 0),
-                elapsed_s=tick.elapsed_s,
-                eta_s=self._time_left(tick),
-                best={d: Best(value=value, trial=trial) for d, (value, trial) in tick.best.items()},
-            )
-        )
-
-    def close(self) -> None:
-        """Ends the display."""
-        if self._shown is not None:
-            self._shown.__exit__(None, None, None)
-            self._shown = None
-
-    def _time_left(self, tick: Tick) -> float | None:
-        """From the share of epochs that is done; the start-up of Ray is not extrapolated."""
-        if self._first_work is None or tick.work_done < 0.02:
-            return None
-        return (tick.elapsed_s - self._first_work) * (1 - tick.work_done) / tick.work_done
+    return commit_samples(store, missing)
 
 
 def _crown(
@@ -204,113 +134,19 @@ def _crown(
     outcome: Outcome,
     digest: str,
     job_file: Path | None,
-    console: Console,
+    tell: Teller,
 ) -> tuple[list[Crowned], list[Served]]:
     if experiment.champion is None:
         return [], []
     from tiltyard.crown import check_served, crown
 
     crowned = crown(settings, experiment, outcome, code_digest=digest, job_file=job_file)
-    for c in crowned:
-        what = "registered" if c.is_new else "is"
-        console.print(f"{c.trial} {what} {c.model.name} version {c.model.version}, @{experiment.champion.alias}")
+    tell.crowned(crowned, experiment.champion.alias)
     if not experiment.champion.serve or outcome.state == "reused" or not crowned:
         return crowned, []
     served = check_served(settings, experiment, outcome, crowned)
-    table = Table(title="Champions on Ray Serve, held-out rows in batches", title_justify="left")
-    for column, justify in (
-        ("model", "left"),
-        ("rows", "right"),
-        ("served", "right"),
-        ("offline", "right"),
-        ("", "left"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for s in served:
-        verdict = "[green]equal[/green]" if s.equal else f"[red]differs by {s.largest_difference:.2g}[/red]"
-        table.add_row(s.model, str(s.rows), f"{s.served:.4f}", f"{s.offline:.4f}", verdict)
-    console.print(table)
+    tell.served(served)
     return crowned, served
-
-
-def _show_leaderboard(console: Console, outcome: Outcome) -> None:
-    if outcome.state == "reused":
-        console.print(
-            "This experiment is finished and nothing it is made of has changed: the answer is from the record."
-        )
-    for table in leaderboard_tables(outcome.leaderboard, rows=SHOWN_ROWS):
-        console.print(table)
-    failed = [r for r in outcome.results if r.state == "failed"]
-    if failed:
-        console.print(f"{len(failed)} trials failed; the first: {failed[0].name}: {failed[0].reason}", style="yellow")
-    if outcome.leaderboard.test_looks > 1:
-        console.print(
-            f"The test split was looked at {outcome.leaderboard.test_looks} times for this key.", style="yellow"
-        )
-
-
-def leaderboard_tables(board: Leaderboard, *, rows: int | None = None) -> list[Table]:
-    """One table a dataset, best first."""
-    tables = []
-    for dataset, ranked in board.tables.items():
-        states: dict[str, int] = {}
-        for row in ranked:
-            states[row.state] = states.get(row.state, 0) + 1
-        counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-        table = Table(title=f"\n[bold]{dataset}[/bold]: {len(ranked)} trials ({counts})", title_justify="left")
-        for column, justify in (
-            ("rank", "right"),
-            ("trial", "left"),
-            (f"validation {board.metric}", "right"),
-            ("test, 95% interval", "left"),
-            ("epochs", "right"),
-            ("state", "left"),
-        ):
-            table.add_column(column, justify=justify)  # type: ignore[arg-type]
-        for row in ranked[:rows]:
-            test = "" if row.test is None else f"{row.test.value:.4f}  [{row.test.low:.4f}, {row.test.high:.4f}]"
-            if row.tied_with_best:
-                test += "  not told apart from 1"
-            score = "" if row.validation is None else f"{row.validation:.4f}"
-            table.add_row(str(row.rank), row.name, score, test.replace("[", r"\["), str(row.epoch), row.state)
-        tables.append(table)
-    return tables
-
-
-def _tell_tracker(outcome: Outcome, console: Console) -> None:
-    report = outcome.tracker
-    if report is not None and report.pending:
-        console.print(
-            f"{report.pending} records did not reach MLflow yet ({report.error}); nothing is lost: they are in the "
-            "spool, and the next start writes them.",
-            style="yellow",
-        )
-
-
-def _places(settings: Settings, outcome: Outcome, crowned: Sequence[Crowned]) -> list[tuple[str, str]]:
-    places = [
-        ("journal", settings.journal_uri),
-        ("MLflow", settings.tracking_uri),
-        ("datasets", settings.data_uri),
-        ("checkpoints, curves", outcome.layout.home),
-    ]
-    if crowned:
-        places.append(("champions", ", ".join(f"{c.model.name}@champion" for c in crowned)))
-    return places
-
-
-def _commands(experiment: Experiment, crowned: Sequence[Crowned]) -> list[tuple[str, str]]:
-    del crowned
-    return [
-        (f"tiltyard leaderboard {experiment.name}", "every trial, ranked"),
-        ("tiltyard up", "a cluster to look at: Ray dashboard, MLflow with these runs"),
-        ("tiltyard models", "champions and where they came from"),
-    ]
-
-
-def _verdict(outcome: Outcome) -> str:
-    trials = len(outcome.plan.trials)
-    return f"{trials} trials answered from the record" if outcome.state == "reused" else f"{trials} trials"
 
 
 if __name__ == "__main__":

@@ -154,10 +154,10 @@ class SteadyConsole(Console):
         self.quiet = True
 
 
-def output() -> Console:
+def output() -> SteadyConsole:
     """Where results go: stdout, as wide as the terminal; into a pipe or a file wide enough that no table is cut."""
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(highlight=False, width=wide)
+    return SteadyConsole(highlight=False, width=wide)
 
 
 class SweepProgress:

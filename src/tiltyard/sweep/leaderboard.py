@@ -205,8 +205,9 @@ def ties_with_best(per_row: Mapping[str, Array], mode: Mode, *, alpha: float = 0
         return frozenset()
     stacked = np.stack([per_row[c] for c in cells], axis=1) * mode.sign
     differences = bootstrap_means(stacked[:, :1] - stacked[:, 1:], seed=seed)
-    below = (differences <= 0).mean(axis=0)
-    p = {c: float(2 * min(b, 1 - b)) for c, b in zip(cells[1:], below, strict=True)}
+    # Both sides count a difference of exactly 0: equal predictions have p = 1, not 0.
+    not_better, not_worse = (differences <= 0).mean(axis=0), (differences >= 0).mean(axis=0)
+    p = {c: float(min(1.0, 2 * min(a, b))) for c, a, b in zip(cells[1:], not_better, not_worse, strict=True)}
     apart: set[str] = set()
     for i, cell in enumerate(sorted(p, key=lambda c: p[c])):
         if p[cell] > alpha / (len(p) - i):

@@ -47,12 +47,13 @@ class Prepared:
 class Outcome:
     """What a launch came to.
 
-    ``state``: ``finished``, ``stopped`` (Ctrl-C or a budget; the next launch goes on), or ``reused`` (the record
-    answered).
+    ``state``: ``finished``, ``stopped`` (a person's signal or a budget; the next launch goes on), or ``reused`` (the
+    record answered). ``by_person``: it was stopped by Ctrl-C or SIGTERM.
     """
 
     state: str
     reason: str | None
+    by_person: bool
     plan: Plan
     claim: Claim
     leaderboard: Leaderboard
@@ -167,6 +168,9 @@ def launch(
             return work.from_record()
         try:
             return work.run(store)
+        except KeyboardInterrupt:
+            journal.release(claim, state="stopped", summary={"reason": "stopped by Ctrl-C"})
+            raise
         except BaseException as error:
             journal.release(claim, state="failed", summary={"error": f"{type(error).__name__}: {error}"[:2000]})
             raise
@@ -337,7 +341,8 @@ class _Launch:
         tracker.close_launch(status="KILLED", metrics={}, tags={"tiltyard.reason": reason or ""})
         report = tracker.close()
         self.journal.release(self.claim, state="stopped", summary={"reason": reason})
-        return self._outcome("stopped", reason, board, self._results(self.journal.trials(self.claim.key)), report, {})
+        results = self._results(self.journal.trials(self.claim.key))
+        return self._outcome("stopped", reason, board, results, report, {}, by_person=True)
 
     def _finish(self, driver: SweepDriver, tracker: Tracker, store: DatasetStore) -> Outcome:
         results = self._results(self.journal.trials(self.claim.key))
@@ -425,11 +430,14 @@ class _Launch:
         results: Sequence[Result],
         tracker: TrackerReport | None,
         run_ids: Mapping[str, str],
+        *,
+        by_person: bool = False,
     ) -> Outcome:
         recorded = self.journal.launch(self.claim.key)
         return Outcome(
             state=state,
             reason=reason,
+            by_person=by_person,
             plan=self.plan,
             claim=self.claim,
             leaderboard=board,

@@ -1,0 +1,182 @@
+"""What a person is told about a launch: the plan before it, how it goes, how it ended, and what to type next.
+
+`tiltyard.run` calls these in order. Results go to one console (stdout); nothing here decides or starts anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from tiltyard.report.terminal import (
+    Best,
+    Snapshot,
+    SteadyConsole,
+    SweepProgress,
+    closing,
+    leaderboard_view,
+    plan_table,
+    score,
+)
+
+if TYPE_CHECKING:
+    from tiltyard.crown import Crowned, Served
+    from tiltyard.data.versions import Commit
+    from tiltyard.experiment import Experiment
+    from tiltyard.settings import Settings
+    from tiltyard.sweep.engine.driver import Tick
+    from tiltyard.sweep.engine.launch import Outcome
+    from tiltyard.sweep.plan import Plan
+
+SHOWN_ROWS = 5
+"""Rows of a leaderboard that are printed after a sweep; all of them: ``tiltyard leaderboard NAME --all``."""
+FIRST_GUESS = 0.02
+"""Share of the epochs that must be done before a time left is shown."""
+
+
+class Teller:
+    """A launch's `Watch`, at the terminal or in a log.
+
+    Args:
+        experiment: What is run.
+        console: Where to.
+    """
+
+    def __init__(self, experiment: Experiment, console: SteadyConsole) -> None:
+        self._experiment, self._console = experiment, console
+        self._shown: SweepProgress | None = None
+        self._total = 0
+        self._first_work_s: float | None = None
+
+    def committed(self, commits: Sequence[Commit]) -> None:
+        """Sample datasets that were not there are now."""
+        for commit in commits:
+            v = commit.version
+            rows = ", ".join(f"{n} {split}" for split, n in v.split_rows.items())
+            self._say(f"committed {v.ref}: {v.num_rows} rows ({rows}), digest {v.content_digest[:12]}")
+
+    def planned(self, plan: Plan, known: int) -> None:
+        """Prints what will be done, and shows progress from now on where there is something to do."""
+        self._total = len(plan.trials)
+        self._console.print(Text.assemble((self._experiment.name, "bold"), f"  key {plan.key[:12]}"))
+        if known >= self._total:
+            return
+        self._console.print(plan_table(plan, known=known))
+        self._shown = SweepProgress(
+            title=self._experiment.name,
+            total=self._total,
+            datasets=[d.name for d in self._experiment.datasets],
+            metric=self._experiment.objective.metric,
+            console=self._console,
+        )
+        self._shown.__enter__()
+
+    def tick(self, tick: Tick) -> None:
+        """Shows how it goes."""
+        if self._shown is None:
+            return
+        if tick.packs_running and self._first_work_s is None:
+            self._first_work_s = tick.elapsed_s
+        states = tick.states
+        self._shown.update(
+            Snapshot(
+                total=self._total,
+                done=states.get("done", 0),
+                running=states.get("running", 0),
+                stopped=states.get("stopped", 0),
+                failed=states.get("failed", 0),
+                elapsed_s=tick.elapsed_s,
+                eta_s=self._time_left(tick),
+                best={d: Best(value=value, trial=trial) for d, (value, trial) in tick.best.items()},
+            )
+        )
+
+    def close(self) -> None:
+        """Ends the display of progress."""
+        if self._shown is not None:
+            self._shown.__exit__(None, None, None)
+            self._shown = None
+
+    def result(self, outcome: Outcome) -> None:
+        """The leaderboard, and what did not go as planned."""
+        self._console.print()
+        if outcome.state == "reused":
+            self._say(
+                "This experiment is finished and nothing it is made of has changed: the answer is from the record."
+            )
+        self._console.print(leaderboard_view(outcome.leaderboard, limit=SHOWN_ROWS))
+        failed = [r for r in outcome.results if r.state == "failed"]
+        if failed:
+            self._say(f"{len(failed)} trials failed; the first: {failed[0].name}: {failed[0].reason}", "yellow")
+        if outcome.tracker is not None and outcome.tracker.pending:
+            self._say(
+                f"{outcome.tracker.pending} records did not reach MLflow yet ({outcome.tracker.error}); nothing is "
+                "lost: they are in the spool, and the next start writes them.",
+                "yellow",
+            )
+        if outcome.state == "stopped":
+            self._say(
+                f"Stopped: {outcome.reason}. All that was finished is kept; the next start goes on from there.",
+                "yellow",
+            )
+
+    def crowned(self, crowned: Sequence[Crowned], alias: str) -> None:
+        """Which winners are in the registry."""
+        for c in crowned:
+            what = "registered as" if c.is_new else "stands in the registry as"
+            self._say(f"{c.trial} {what} {c.model.name} version {c.model.version}, @{alias}")
+
+    def served(self, served: Sequence[Served]) -> None:
+        """The champions' scores through Ray Serve beside those offline."""
+        if not served:
+            return
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for name, justify in (
+            ("champion on Ray Serve", "left"),
+            ("held-out rows", "right"),
+            ("served", "right"),
+            ("offline", "right"),
+            ("", "left"),
+        ):
+            table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        for s in served:
+            verdict = Text("equal", "green") if s.equal else Text(f"differs by {s.largest_difference:.2g}", "bold red")
+            table.add_row(s.model, str(s.rows), score(s.served), score(s.offline), verdict)
+        self._console.print()
+        self._console.print(table)
+
+    def end(self, settings: Settings, outcome: Outcome, crowned: Sequence[Crowned], seconds: float) -> None:
+        """Where everything is, the next three commands, and how long it took."""
+        name = self._experiment.name
+        places = [
+            ("journal", settings.journal_uri),
+            ("MLflow", settings.tracking_uri),
+            ("datasets", settings.data_uri),
+            ("checkpoints, curves", outcome.layout.home),
+        ]
+        if crowned:
+            places.append(("champions", ", ".join(f"{c.model.name}@{c.model.version}" for c in crowned)))
+        commands = [
+            (f"tiltyard leaderboard {name}", "every trial, ranked"),
+            ("tiltyard up", "a cluster to look at: Ray dashboard, MLflow with these runs"),
+            ("tiltyard models", "champions and where they came from")
+            if crowned
+            else ("tiltyard runs", "every launch that is recorded"),
+        ]
+        self._console.print()
+        self._console.print(closing(places, commands))
+        trials = len(outcome.plan.trials)
+        verdict = f"{trials} trials answered from the record" if outcome.state == "reused" else f"{trials} trials"
+        self._say(f"\n{verdict} in {seconds:.0f} s.")
+
+    def _time_left(self, tick: Tick) -> float | None:
+        """From the share of epochs that is done; the start-up of Ray is not extrapolated."""
+        if self._first_work_s is None or tick.work_done < FIRST_GUESS:
+            return None
+        return (tick.elapsed_s - self._first_work_s) * (1 - tick.work_done) / tick.work_done
+
+    def _say(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style), soft_wrap=True)
