@@ -1,11 +1,19 @@
-"""What all tests share: a home of their own, one thread, and one Ray per session."""
+"""What all tests share: a home of their own, one thread, one Ray and one PostgreSQL per session."""
 
 from __future__ import annotations
 
 import logging
 import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,3 +54,61 @@ def ray_session(home_of_its_own: Path) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL of this session's own, on a unix socket; the address of its ``postgres`` database.
+
+    Skips where Debian's PostgreSQL is missing (apt-get install postgresql); fails there under TILTYARD_PARTS_REQUIRED=1.
+    """
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
+    if not found:
+        missing = "Debian's PostgreSQL is not installed: apt-get install postgresql"
+        if os.environ.get("TILTYARD_PARTS_REQUIRED") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    programs, home = found[-1].parent, Path(tempfile.mkdtemp(prefix="tiltyard-pg-", dir="/tmp"))
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses root
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        name = "postgres" if "postgres" in names else "nobody"
+        user = {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []}
+        shutil.chown(home, name)
+    common: dict[str, Any] = {"cwd": home, "env": {"LC_ALL": "C", "HOME": str(home)}, **user}
+    init = [programs / "initdb", "-D", home / "data", "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]
+    subprocess.run(init, check=True, capture_output=True, timeout=60, **common)
+    options = [f"-cunix_socket_directories={home}", "-clisten_addresses=", "-cfsync=off", "-cshared_buffers=16MB"]
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [programs / "postgres", "-D", home / "data", *options], stderr=log, stdout=log, **common
+        )
+    try:
+        deadline = time.monotonic() + 30
+        ready = [programs / "pg_isready", "-q", "-h", home, "-U", "postgres"]
+        while subprocess.run(ready, check=False, timeout=10, **common).returncode != 0:
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PostgreSQL did not start: {(home / 'log').read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield f"postgresql://postgres@/postgres?host={home}"
+    finally:
+        server.send_signal(signal.SIGINT)  # "fast": ends sessions, leaves no shared memory behind
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.send_signal(signal.SIGQUIT)
+            server.wait(timeout=10)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def postgres_uri(postgres_server: str) -> Iterator[str]:
+    """An empty database of this test's own; a SQLAlchemy URL."""
+    import psycopg
+
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    yield postgres_server.replace("/postgres?", f"/{name}?")
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

@@ -40,6 +40,8 @@ BUSY_S = 60
 CHUNK = 400
 """Values of one IN (...): SQLite takes 32,766 parameters, and long statements are slow to parse."""
 _GENESIS = "0" * 64
+_READS = "tiltyard_reads"
+"""Execution option of a connection that only reads: on SQLite it then takes no write lock."""
 
 
 class Journal:
@@ -57,21 +59,27 @@ class Journal:
         Raises:
             JournalError: If it cannot be opened, or a newer Tiltyard wrote it.
         """
-        url = make_url(uri)
+        wanted = "Wanted: a writable SQLite file or a PostgreSQL database (TILTYARD_JOURNAL_URI)."
         try:
-            if url.get_backend_name() == "sqlite":
+            url = make_url(uri)
+        except SQLAlchemyError as error:
+            raise JournalError(f"The journal's address is no SQLAlchemy URL. {wanted}") from error
+        shown, store = url.render_as_string(hide_password=True), url.drivername.partition("+")[0]
+        if store not in {"sqlite", "postgresql"}:
+            raise JournalError(f"The journal {shown} is neither SQLite nor PostgreSQL. {wanted}")
+        engine: Engine | None = None
+        try:
+            if store == "sqlite":
                 engine = _open_sqlite(uri, url.database)
             else:
-                engine = create_engine(
-                    url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url,
-                    pool_pre_ping=True,
-                )
+                engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
             migrate(engine)
-        except (SQLAlchemyError, OSError) as error:
-            raise JournalError(
-                f"The journal {url.render_as_string(hide_password=True)} cannot be opened: {error}. "
-                "Wanted: a writable SQLite file or a PostgreSQL database (TILTYARD_JOURNAL_URI)."
-            ) from error
+        except (SQLAlchemyError, OSError, JournalError) as error:
+            if engine is not None:
+                engine.dispose()
+            if isinstance(error, JournalError):
+                raise
+            raise JournalError(f"The journal {shown} cannot be opened: {error}. {wanted}") from error
         return cls(engine, uri)
 
     def __enter__(self) -> Journal:
@@ -89,11 +97,9 @@ class Journal:
     def claim(self, key: str, *, experiment: str, spec: str, owner: Owner, lease_s: float = 60.0) -> Claim:
         """Claims a key, takes it over from a dead or late holder, or says who holds it or that it is finished."""
         now = time.time()
+        select = text(f"SELECT * FROM launches WHERE key = :key{self._for_update}")
         with self._writing() as tx:
-            row = tx.execute(
-                text(f"SELECT * FROM launches WHERE key = :key{self._for_update}"), {"key": key}
-            ).mappings()
-            found = row.first()
+            found = tx.execute(select, {"key": key}).mappings().first()
             if found is None:
                 launch_id = uuid.uuid4().hex
                 inserted = tx.execute(
@@ -114,7 +120,7 @@ class Journal:
                 )
                 if inserted.rowcount == 1:
                     return Claim(key=key, launch_id=launch_id, fence=1, outcome="new", lease_s=lease_s)
-                found = tx.execute(text("SELECT * FROM launches WHERE key = :key"), {"key": key}).mappings().one()
+                found = tx.execute(select, {"key": key}).mappings().one()
             holder = Owner(**json.loads(found["owner"]))
             same = {
                 "key": key,
@@ -158,7 +164,7 @@ class Journal:
     def launches(self, experiment: str | None = None) -> list[Launch]:
         """Newest first."""
         where = "WHERE experiment = :experiment " if experiment else ""
-        with self._engine.connect() as c:
+        with self._reading() as c:
             rows = c.execute(
                 text(f"SELECT * FROM launches {where}ORDER BY started DESC"),
                 {"experiment": experiment} if experiment else {},
@@ -167,7 +173,7 @@ class Journal:
 
     def launch(self, key: str) -> Launch | None:
         """The launch of a key, if there is one."""
-        with self._engine.connect() as c:
+        with self._reading() as c:
             row = c.execute(text("SELECT * FROM launches WHERE key = :key"), {"key": key}).mappings().first()
             return _launch(row) if row else None
 
@@ -183,8 +189,13 @@ class Journal:
     # -- trials -------------------------------------------------------------------------------------------------------
 
     def add_trials(self, claim: Claim, rows: Sequence[TrialRow]) -> None:
-        """Records the trials of a plan; those already there stay as they are."""
+        """Records the trials of a plan; those already there stay as they are.
+
+        Raises:
+            FencedError: If the claim was taken over.
+        """
         with self._writing() as tx:
+            self._check_fence(tx, claim.key, claim.fence)
             if rows:
                 tx.execute(
                     text(
@@ -198,21 +209,25 @@ class Journal:
 
     def trials(self, key: str) -> list[TrialRow]:
         """The trials of a key, in the plan's order."""
-        with self._engine.connect() as c:
+        with self._reading() as c:
             rows = c.execute(text("SELECT * FROM trials WHERE key = :key ORDER BY grp, idx"), {"key": key}).mappings()
             return [_trial(r) for r in rows]
 
     def find_trials(self, cell_prefix: str) -> list[TrialRow]:
         """Trials whose cell begins so, of any key."""
-        with self._engine.connect() as c:
+        with self._reading() as c:
             rows = c.execute(
-                text("SELECT * FROM trials WHERE cell LIKE :prefix ORDER BY key LIMIT 100"),
-                {"prefix": cell_prefix + "%"},
+                text("SELECT * FROM trials WHERE substr(cell, 1, :size) = :prefix ORDER BY cell, key LIMIT 100"),
+                {"prefix": cell_prefix, "size": len(cell_prefix)},
             ).mappings()
             return [_trial(r) for r in rows]
 
     def set_trial_states(self, claim: Claim, updates: Sequence[TrialUpdate]) -> None:
-        """Records new states; where epoch or score is None the recorded one stays."""
+        """Records new states; where epoch or score is None the recorded one stays.
+
+        Raises:
+            FencedError: If the claim was taken over.
+        """
         if not updates:
             return
         with self._writing() as tx:
@@ -231,7 +246,7 @@ class Journal:
         """What is known of these cells, at these epochs or at any."""
         cells, wanted = list(cells), None if epochs is None else set(epochs)
         found: dict[tuple[str, int], CellScore] = {}
-        with self._engine.connect() as c:
+        with self._reading() as c:
             for start in range(0, len(cells), CHUNK):
                 part = cells[start : start + CHUNK]
                 names = {f"c{i}": cell for i, cell in enumerate(part)}
@@ -259,7 +274,7 @@ class Journal:
             FencedError: If the claim was taken over.
         """
         with self._writing() as tx:
-            self._check_fence(tx, claim.key, claim.fence)
+            self._check_fence(tx, claim.key, claim.fence, alone=True)
             last = tx.execute(
                 text("SELECT COALESCE(MAX(number), 0) FROM attempts WHERE key = :key AND pack_id = :pack"),
                 {"key": claim.key, "pack": pack_id},
@@ -298,6 +313,8 @@ class Journal:
         with self._writing() as tx:
             self._check_fence(tx, attempt.key, attempt.fence)
             self._end_attempt(tx, attempt, "done", metered_s, storage_uri=storage_uri)
+            if not scores:
+                return
             tx.execute(
                 text(
                     "INSERT INTO cell_scores (cell, epoch, metrics, storage_uri, pack_id, attempt, seconds, failed) VALUES "
@@ -317,8 +334,9 @@ class Journal:
 
     def attempts(self, key: str) -> list[AttemptRow]:
         """Every attempt of a key, in order of start."""
-        with self._engine.connect() as c:
-            rows = c.execute(text("SELECT * FROM attempts WHERE key = :key ORDER BY started"), {"key": key}).mappings()
+        select = "SELECT * FROM attempts WHERE key = :key ORDER BY started, pack_id, number"
+        with self._reading() as c:
+            rows = c.execute(text(select), {"key": key}).mappings()
             return [
                 AttemptRow(
                     **{
@@ -362,8 +380,13 @@ class Journal:
                 "Nothing of it was recorded; nothing needs doing."
             )
 
-    def _check_fence(self, tx: Connection, key: str, fence: int) -> None:
-        now = tx.execute(text(f"SELECT fence FROM launches WHERE key = :key{self._for_share}"), {"key": key}).scalar()
+    def _check_fence(self, tx: Connection, key: str, fence: int, *, alone: bool = False) -> None:
+        """Holds the launch's row until the transaction ends, so that nobody takes it over meanwhile.
+
+        With ``alone`` no other transaction of this claim runs beside this one, e.g. to number attempts.
+        """
+        lock = self._for_update if alone else self._for_share
+        now = tx.execute(text(f"SELECT fence FROM launches WHERE key = :key{lock}"), {"key": key}).scalar()
         if now != fence:
             raise FencedError(_taken_over(key, fence))
 
@@ -388,62 +411,63 @@ class Journal:
                     return _decision(row)
             last = tx.execute(text("SELECT number, digest FROM decisions ORDER BY number DESC LIMIT 1")).first()
             number, previous = (last.number + 1, last.digest) if last else (1, _GENESIS)
-            body = {
+            new: dict[str, Any] = {
                 "number": number,
                 "at": round(time.time(), 3),
                 "kind": kind,
                 "subject": subject,
                 "actor": actor,
-                "evidence": json.loads(_dump(evidence)),
-                "reasons": list(reasons),
+                "evidence": _dump(evidence),
+                "reasons": _dump(list(reasons)),
                 "outcome": outcome,
+                "once": once,
                 "previous": previous,
             }
-            digest = _chain(body)
+            new["digest"] = _chain(new)
             tx.execute(
                 text(
                     "INSERT INTO decisions (number, at, kind, subject, actor, evidence, reasons, outcome, once, previous, "
                     "digest) VALUES (:number, :at, :kind, :subject, :actor, :evidence, :reasons, :outcome, :once, "
                     ":previous, :digest)"
                 ),
-                {
-                    **body,
-                    "evidence": _dump(evidence),
-                    "reasons": json.dumps(list(reasons)),
-                    "once": once,
-                    "digest": digest,
-                },
+                new,
             )
-            return Decision(**{**body, "reasons": tuple(reasons), "digest": digest})
+            return _decision(new)
 
     def decisions(self, *, kind: str | None = None, subject: str | None = None) -> list[Decision]:
-        """Decisions in order."""
-        with self._engine.connect() as c:
-            rows = c.execute(text("SELECT * FROM decisions ORDER BY number")).mappings()
-            return [
-                _decision(r)
-                for r in rows
-                if (kind is None or r["kind"] == kind) and (subject is None or r["subject"] == subject)
-            ]
+        """Decisions in order, of any kind and subject or of one."""
+        wanted = {n: v for n, v in (("kind", kind), ("subject", subject)) if v is not None}
+        where = f"WHERE {' AND '.join(f'{n} = :{n}' for n in wanted)} " if wanted else ""
+        with self._reading() as c:
+            rows = c.execute(text(f"SELECT * FROM decisions {where}ORDER BY number"), wanted).mappings()
+            return [_decision(r) for r in rows]
 
-    def verify_decisions(self) -> int:
-        """Walks the chain; returns how many decisions hold.
+    def verify_decisions(self, *, head: str | None = None) -> int:
+        """Walks the chain over the rows as they are stored; returns how many decisions hold.
+
+        Args:
+            head: Digest of a decision, noted elsewhere earlier. A chain alone cannot tell that its end was cut off; a
+                digest that is missing from it can.
 
         Raises:
             JournalError: Naming the first row that was changed, removed or put in.
         """
-        previous = _GENESIS
-        count = 0
-        for d in self.decisions():
-            count += 1
-            body = {k: v for k, v in asdict(d).items() if k != "digest"}
-            body["reasons"] = list(d.reasons)
-            if d.number != count or d.previous != previous or _chain(body) != d.digest:
-                raise JournalError(
-                    f"Decision {d.number} ({d.kind} of {d.subject}) is not the one that was recorded, or one before it "
-                    "was removed. Restore the journal from a backup, and find out who wrote to it."
-                )
-            previous = d.digest
+        previous, count, seen = _GENESIS, 0, head is None
+        with self._reading() as c:
+            for row in c.execute(text("SELECT * FROM decisions ORDER BY number")).mappings():
+                count += 1
+                if row["number"] != count or row["previous"] != previous or _chain(row) != row["digest"]:
+                    raise JournalError(
+                        f"Decision {row['number']} ({row['kind']} of {row['subject']}) is not the one that was recorded, "
+                        "or one before it was removed. Restore the journal from a backup, and find out who wrote to it."
+                    )
+                previous = row["digest"]
+                seen = seen or previous == head
+        if not seen:
+            raise JournalError(
+                f"None of the {count} decisions has the digest {str(head)[:16]}, which was noted earlier: the end of the "
+                "record was cut off. Restore the journal from a backup, and find out who wrote to it."
+            )
         return count
 
     def meter(self, *, key: str, what: str, wall_s: float, cpu_s: float, gpu_s: float = 0.0) -> None:
@@ -467,16 +491,17 @@ class Journal:
 
     def spend(self, key: str) -> Spend:
         """Metered seconds of a key."""
-        with self._engine.connect() as c:
-            rows = list(c.execute(text("SELECT what, wall_s, cpu_s, gpu_s FROM spend WHERE key = :key"), {"key": key}))
-        by_what: dict[str, float] = {}
-        for r in rows:
-            by_what[r.what] = by_what.get(r.what, 0.0) + r.wall_s
+        select = (
+            "SELECT what, SUM(wall_s) AS wall_s, SUM(cpu_s) AS cpu_s, SUM(gpu_s) AS gpu_s FROM spend "
+            "WHERE key = :key GROUP BY what ORDER BY what"
+        )
+        with self._reading() as c:
+            rows = list(c.execute(text(select), {"key": key}))
         return Spend(
             wall_s=sum(r.wall_s for r in rows),
             cpu_s=sum(r.cpu_s for r in rows),
             gpu_s=sum(r.gpu_s for r in rows),
-            by_what=by_what,
+            by_what={r.what: r.wall_s for r in rows},
         )
 
     def advance_watermark(self, name: str, expected: str | None, new: str) -> bool:
@@ -491,7 +516,7 @@ class Journal:
 
     def watermark(self, name: str) -> str | None:
         """The watermark, if there is one."""
-        with self._engine.connect() as c:
+        with self._reading() as c:
             value = c.execute(text("SELECT value FROM watermarks WHERE name = :name"), {"name": name}).scalar()
             return None if value is None else str(value)
 
@@ -516,6 +541,11 @@ class Journal:
             )
 
     # -- inside -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection.execution_options(**{_READS: True})
 
     @contextmanager
     def _writing(self, exclusive_table: str | None = None) -> Iterator[Connection]:
@@ -550,7 +580,8 @@ def _open_sqlite(uri: str, database: str | None) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(_READS, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -559,8 +590,9 @@ def _dump(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def _chain(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_dump(body).encode()).hexdigest()
+def _chain(row: Mapping[str, Any] | RowMapping) -> str:
+    """Digest of a decision's row as it is stored, byte for byte, and of the digest before it."""
+    return hashlib.sha256(_dump({n: v for n, v in row.items() if n != "digest"}).encode()).hexdigest()
 
 
 def _taken_over(key: str, fence: int) -> str:
@@ -577,9 +609,15 @@ def _launch(row: RowMapping) -> Launch:
 
 def _trial(row: RowMapping) -> TrialRow:
     fields = {k: v for k, v in row.items() if k not in {"grp", "idx", "config"}}
-    return TrialRow(**fields, group=row["grp"], index=row["idx"], config=json.loads(row["config"]))
+    return TrialRow(**fields, group=row["grp"], index=row["idx"], config=_tuples(json.loads(row["config"])))
 
 
-def _decision(row: RowMapping) -> Decision:
-    fields = {k: v for k, v in row.items() if k != "once"}
-    return Decision(**{**fields, "evidence": json.loads(row["evidence"]), "reasons": tuple(json.loads(row["reasons"]))})
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as the tuples that a configuration has."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _decision(row: Mapping[str, Any] | RowMapping) -> Decision:
+    return Decision(**{**row, "evidence": json.loads(row["evidence"]), "reasons": tuple(json.loads(row["reasons"]))})

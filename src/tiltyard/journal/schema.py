@@ -29,7 +29,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX trials_cell ON trials (cell)",
         """CREATE TABLE cell_scores (
             cell VARCHAR(64) NOT NULL, epoch INTEGER NOT NULL, metrics TEXT NOT NULL, storage_uri TEXT NOT NULL,
-            pack_id TEXT NOT NULL, attempt INTEGER NOT NULL, seconds DOUBLE PRECISION NOT NULL, failed TEXT, PRIMARY KEY (cell, epoch))""",
+            pack_id TEXT NOT NULL, attempt INTEGER NOT NULL, seconds DOUBLE PRECISION NOT NULL, failed TEXT,
+            PRIMARY KEY (cell, epoch))""",
         """CREATE TABLE attempts (
             key VARCHAR(64) NOT NULL, pack_id VARCHAR(260) NOT NULL, number INTEGER NOT NULL, fence INTEGER NOT NULL,
             rung INTEGER NOT NULL, state VARCHAR(16) NOT NULL, started DOUBLE PRECISION NOT NULL, ended DOUBLE PRECISION,

@@ -11,10 +11,12 @@ from typing import Any
 
 
 def _process_start(pid: int) -> float | None:
+    """When the process with this number started; None where none lives. One that only waits to be reaped does not."""
     import psutil
 
     try:
-        return float(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
     except psutil.Error:
         return None
 
@@ -162,6 +164,7 @@ class Decision:
     evidence: Mapping[str, Any]
     reasons: tuple[str, ...]
     outcome: str
+    once: str | None
     previous: str
     digest: str
 
