@@ -76,7 +76,19 @@ def postgres_server() -> Iterator[str]:
         user = {"user": name, "group": pwd.getpwnam(name).pw_gid, "extra_groups": []}
         shutil.chown(home, name)
     common: dict[str, Any] = {"cwd": home, "env": {"LC_ALL": "C", "HOME": str(home)}, **user}
-    init = [programs / "initdb", "-D", home / "data", "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]
+    init = [
+        str(programs / "initdb"),
+        "-D",
+        str(home / "data"),
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-N",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]
     subprocess.run(init, check=True, capture_output=True, timeout=60, **common)
     options = [f"-cunix_socket_directories={home}", "-clisten_addresses=", "-cfsync=off", "-cshared_buffers=16MB"]
     with (home / "log").open("wb") as log:
@@ -85,7 +97,7 @@ def postgres_server() -> Iterator[str]:
         )
     try:
         deadline = time.monotonic() + 30
-        ready = [programs / "pg_isready", "-q", "-h", home, "-U", "postgres"]
+        ready = [str(programs / "pg_isready"), "-q", "-h", str(home), "-U", "postgres"]
         while subprocess.run(ready, check=False, timeout=10, **common).returncode != 0:
             if server.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"PostgreSQL did not start: {(home / 'log').read_text()[-2000:]}")

@@ -202,7 +202,7 @@ WRITES: dict[str, Callable[[Journal, Claim], object]] = {
     "release": lambda j, c: j.release(c, state="finished", summary={}),
     "add_trials": lambda j, c: j.add_trials(c, [trial("z")]),
     "set_trial_states": lambda j, c: j.set_trial_states(c, [TrialUpdate(cell="a", state="done")]),
-    "start_attempt": lambda j, c: start(j, c),
+    "start_attempt": start,
 }
 
 

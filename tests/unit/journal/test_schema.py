@@ -14,7 +14,7 @@ from tiltyard.errors import JournalError
 from tiltyard.journal import Journal, Owner
 from tiltyard.journal.schema import MIGRATIONS, VERSION
 
-GOLDEN = Path(__file__).parents[2] / "data" / "journal_v1.sql"
+GOLDEN = Path(__file__).parents[2] / "golden" / "journal_v1.sql"
 A, B = "a" * 64, "b" * 64
 CELLS = [f"{n:064x}" for n in range(3)]
 
