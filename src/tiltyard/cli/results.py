@@ -185,12 +185,21 @@ def rerun(name: str = typer.Argument(help="A name like mlp@digits/017, or the be
         row = record.find_trial(journal, name)
     result = rerun_trial(settings, row.cell)
     rows = [
-        {"metric": metric, "recorded": was, "again": result.again.get(metric), "difference": result.again[metric] - was}
+        {
+            "metric": metric,
+            "recorded": was,
+            "again": result.again[metric],
+            "difference": result.again[metric] - was,
+            "allowed": result.allowed[metric],
+        }
         for metric, was in result.recorded.items()
         if metric in result.again
     ]
     console = output()
-    console.print(_table(f"{record.name_of(row)}, trained again", rows))
+    console.print(_table(f"{record.name_of(row)}, trained again to epoch {result.epoch}", rows))
+    for what, failure in (("The record", result.recorded_failure), ("This time", result.failure)):
+        if failure is not None:
+            console.print(Text(f"{what}: failed: {failure}", "yellow"))
     if result.agree:
         console.print(f"They agree within {result.tolerance:g}.")
         return

@@ -1,6 +1,8 @@
-"""The writer's process: reads a spool and writes MLflow runs until it reads "end". ``python -m tiltyard.tracking.drain``.
+"""The writer's process: reads a spool and writes MLflow runs until its driver has said "end".
 
-How far it came stands in ``state.json`` beside the spool; only one process drains a spool (a lock on it).
+``python -m tiltyard.tracking.drain FOLDER TRACKING_URI ARTIFACT_ROOT DRIVER_PID FIRST_LINE``. How far it came stands in
+``state.json`` beside the spool, what is written of which trial in ``runs.jsonl``; one process at a time drains a spool
+(a lock on it). A later driver's process waits for an earlier one's and goes on where that one ended.
 """
 
 from __future__ import annotations
@@ -10,24 +12,29 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tiltyard.tracking.records import LaunchRecord, TrialRecord
+
+SPOOL, STATE, RUNS = "spool.jsonl", "state.json", "runs.jsonl"
 NICE = 10
 """Training has the cores first."""
 IDLE_S = 0.05
-ORPHAN_S = 120.0
+ORPHAN_S = 5.0
 """With nothing to read for this long and the driver gone, the process ends; the spool stays."""
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
+
+Record = dict[str, Any]
 
 
 class _State:
     """How many lines are done, the parent run, the last error; rewritten whole each time."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "state.json"
-        self.values: dict[str, Any] = {"done": 0, "parent_run_id": None, "experiment": None, "key": None, "error": None}
+        self._path = folder / STATE
+        self.values: Record = {"done": 0, "parent_run_id": None, "launch": None, "error": None}
         if self._path.exists():
             self.values |= json.loads(self._path.read_text())
 
@@ -38,73 +45,119 @@ class _State:
         temporary.replace(self._path)
 
 
-def _lines(folder: Path, done: int) -> Iterator[dict[str, Any]]:
-    """Records from line ``done`` on, waiting for more; ends when the driver is gone and nothing comes."""
-    parent = os.getppid()
+def lines(folder: Path, *, done: int, first: int, driver: int) -> Iterator[Record | None]:
+    """Records from line ``done`` on, waiting for more; None for a line that a dying driver left half written.
+
+    Ends where the file ends after an "end" of this driver (a line from ``first`` on), or where the driver is gone and
+    nothing has come for `ORPHAN_S`.
+    """
     quiet_since = time.monotonic()
-    with (folder / "spool.jsonl").open(encoding="utf-8") as spool:
-        for _ in range(done):
-            spool.readline()
-        partial = ""
+    ended = False
+    with (folder / SPOOL).open(encoding="utf-8") as spool:
+        number, partial = 0, ""
         while True:
             partial += spool.readline()
             if partial.endswith("\n"):
+                record, partial = _parse(partial), ""
+                ended = number >= first and record is not None and record["kind"] == "end"
+                if number >= done:
+                    yield record
+                number += 1
                 quiet_since = time.monotonic()
-                yield json.loads(partial)
-                partial = ""
-                continue
-            orphan = os.getppid() != parent
-            if orphan and time.monotonic() - quiet_since > (5.0 if not partial else ORPHAN_S):
+            elif ended or (os.getppid() != driver and time.monotonic() - quiet_since > ORPHAN_S):
                 return
-            time.sleep(IDLE_S)
+            else:
+                time.sleep(IDLE_S)
 
 
-def drain(folder: Path, tracking_uri: str, artifact_root: str | None) -> None:
-    """Writes everything in the spool; returns at its end."""
-    from tiltyard.tracking.mlflow_runs import MlflowRuns
-    from tiltyard.tracking.records import LaunchRecord, TrialRecord
+def _parse(line: str) -> Any:
+    """What stands in a line; None where its writer died in the middle of it."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
-    state = _State(folder)
-    runs = MlflowRuns(tracking_uri, artifact_root)
-    parent = state.values["parent_run_id"]
-    if parent is not None:  # a start over an old spool: learn what is there
-        runs.open_launch(
-            LaunchRecord(experiment=state.values["experiment"], key=state.values["key"], launch_id="", spec="")
-        )
 
-    def write(record: dict[str, Any]) -> None:
-        kind = record.pop("kind")
-        if kind == "launch":
-            run_id = runs.open_launch(LaunchRecord(**record))
-            state.values |= {"parent_run_id": run_id, "experiment": record["experiment"], "key": record["key"]}
-        elif kind == "trial":
-            cell = record["cell"]
-            run_id = runs.trial(
-                state.values["experiment"], state.values["key"], state.values["parent_run_id"], TrialRecord(**record)
-            )
-            with (folder / "runs.jsonl").open("a") as file:
-                file.write(json.dumps([cell, run_id]) + "\n")
-        elif kind == "close":
-            runs.close_launch(state.values["parent_run_id"], record["status"], record["metrics"], record["tags"])
+class _Writer:
+    """Writes records one by one; knows what is written already."""
 
-    spool = _lines(folder, state.values["done"])
-    for record in spool:
-        end = record["kind"] == "end"
-        _with_backoff(write, record, state)
-        state.set(done=state.values["done"] + 1, error=None)
-        if end and state.values["done"] >= _count(folder):
+    def __init__(self, folder: Path, tracking_uri: str, artifact_root: str | None, state: _State) -> None:
+        from tiltyard.tracking.mlflow_runs import MlflowRuns
+
+        self._folder, self._state = folder, state
+        self._runs = MlflowRuns(tracking_uri, artifact_root)
+        self._parent: str | None = None
+        self._written = written(folder)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one record; doing it twice changes nothing."""
+        body = {name: value for name, value in record.items() if name != "kind"}
+        if record["kind"] == "launch":
+            self._open(LaunchRecord(**body))
+        elif record["kind"] == "trial":
+            self._trial(TrialRecord(**body))
+        elif record["kind"] == "close":
+            self._runs.close_launch(self._parent_run, body["status"], body["metrics"], body["tags"])
+
+    @property
+    def _parent_run(self) -> str:
+        """The parent run; a process that goes on with an old spool first learns what is there."""
+        if self._parent is None:
+            self._open(LaunchRecord(**self._state.values["launch"]))
+        assert self._parent is not None
+        return self._parent
+
+    def _open(self, launch: LaunchRecord) -> None:
+        self._parent = self._runs.open_launch(launch)
+        kept = {"experiment": launch.experiment, "key": launch.key, "launch_id": launch.launch_id, "spec": launch.spec}
+        self._state.values |= {"parent_run_id": self._parent, "launch": {**kept, "tags": dict(launch.tags)}}
+
+    def _trial(self, trial: TrialRecord) -> None:
+        parent, launch = self._parent_run, self._state.values["launch"]
+        run_id, mark = self._written.get(trial.cell, ("", ()))
+        if mark == trial.mark and self._runs.has(trial.cell, run_id):
             return
+        run_id = self._runs.trial(launch["experiment"], launch["key"], parent, trial)
+        self._written[trial.cell] = (run_id, trial.mark)
+        with (self._folder / RUNS).open("a") as file:
+            file.write(json.dumps([trial.cell, run_id, list(trial.mark)]) + "\n")
 
 
-def _count(folder: Path) -> int:
-    with (folder / "spool.jsonl").open("rb") as file:
-        return sum(1 for _ in file)
+def written(folder: Path) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Of each cell that is written: its run, and the mark of what was written of it last."""
+    path = folder / RUNS
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if (entry := _parse(line)) is not None:
+            cell, run_id, mark = entry
+            found[cell] = (run_id, tuple(mark))
+    return found
 
 
-def _with_backoff(write: Any, record: dict[str, Any], state: _State) -> None:
+def drain(folder: Path, tracking_uri: str, artifact_root: str | None, *, driver: int, first: int) -> None:
+    """Writes everything in the spool; returns at its end.
+
+    Raises:
+        Exception: MLflow's own, where it does not answer for minutes; the spool stays.
+    """
+    state = _State(folder)
+    writer: list[_Writer] = []
+
+    def write(record: Record) -> None:
+        if not writer:  # opening MLflow may fail as writing may
+            writer.append(_Writer(folder, tracking_uri, artifact_root, state))
+        writer[0].write(record)
+
+    for record in lines(folder, done=state.values["done"], first=first, driver=driver):
+        if record is not None and record["kind"] != "end":
+            _with_backoff(write, record, state)
+        state.set(done=state.values["done"] + 1, error=None)
+
+
+def _with_backoff(write: Callable[[Record], None], record: Record, state: _State) -> None:
     for wait_s in (*BACKOFF_S, None):
         try:
-            write(dict(record))
+            write(record)
         except Exception as error:
             state.set(error=f"{type(error).__name__}: {error}"[:2000])
             if wait_s is None:
@@ -120,7 +173,7 @@ def main() -> int:
     os.nice(NICE)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        drain(folder, tracking_uri, artifact_root)
+        drain(folder, tracking_uri, artifact_root, driver=int(sys.argv[4]), first=int(sys.argv[5]))
     return 0
 
 

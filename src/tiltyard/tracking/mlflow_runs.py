@@ -12,6 +12,7 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
@@ -25,12 +26,18 @@ _PARENT = "mlflow.parentRunId"
 
 
 class MlflowRuns:
-    """Runs in one MLflow. Opening the first time makes and migrates its database, which takes seconds."""
+    """Runs in one MLflow. Opening the first time makes and migrates its database, which takes seconds.
+
+    Every point's time is its run's start plus its epoch in milliseconds: a point that is written again, after a crash or
+    by a later launch, is the same row and not a second one.
+    """
 
     def __init__(self, tracking_uri: str, artifact_root: str | None = None) -> None:
         self._client = MlflowClient(tracking_uri)
         self._artifact_root = artifact_root
-        self._runs: dict[str, str] = {}
+        self._experiments: dict[str, str] = {}
+        self._runs: dict[str, tuple[str, int]] = {}
+        """Run id and start by cell."""
 
     def open_launch(self, record: LaunchRecord) -> str:
         """The parent run of a launch, made or found again; its id."""
@@ -39,10 +46,10 @@ class MlflowRuns:
             [experiment_id], f"tags.`tiltyard.key` = '{record.key}' and tags.`tiltyard.kind` = 'launch'", max_results=1
         )
         if found:
-            run_id = found[0].info.run_id
+            run_id = str(found[0].info.run_id)
             self._client.update_run(run_id, status="RUNNING")
             self._load_children(experiment_id, run_id)
-            return str(run_id)
+            return run_id
         run = self._client.create_run(
             experiment_id,
             run_name=f"{record.experiment} {record.key[:8]}",
@@ -52,32 +59,26 @@ class MlflowRuns:
         self._client.log_text(run.info.run_id, record.spec, "experiment.json")
         return str(run.info.run_id)
 
+    def has(self, cell: str, run_id: str) -> bool:
+        """This run of the cell is there."""
+        return self._runs.get(cell, ("", 0))[0] == run_id
+
     def trial(self, experiment: str, key: str, parent: str, record: TrialRecord) -> str:
-        """Writes a trial's run whole; its id."""
-        tags = {
-            _PARENT: parent,
-            "tiltyard.kind": "trial",
-            "tiltyard.key": key,
-            "tiltyard.cell": record.cell,
-            "tiltyard.state": record.state,
-            "tiltyard.variant": record.variant,
-            "tiltyard.dataset": f"{record.dataset}@{record.dataset_version}",
-        } | dict(record.tags)
-        if record.reason:
-            tags["tiltyard.reason"] = record.reason[:5000]
-        run_id = self._runs.get(record.cell)
-        if run_id is None:
+        """Writes a trial's run whole, or what is new of it; its id."""
+        tags = _tags(key, parent, record)
+        is_new = record.cell not in self._runs
+        if is_new:
             run = self._client.create_run(
                 self._experiment(experiment), start_time=record.start_ms, run_name=record.name, tags=tags
             )
-            run_id = self._runs[record.cell] = str(run.info.run_id)
-            self._client.log_inputs(run_id, [_input(record)])
-        else:
-            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+            self._runs[record.cell] = str(run.info.run_id), record.start_ms
+        run_id, start_ms = self._runs[record.cell]
+        self._client.log_inputs(run_id, [_input(record)])
         self._client.log_batch(
             run_id,
-            metrics=_metrics(record),
+            metrics=_metrics(record, start_ms),
             params=[Param(k, str(v)[:6000]) for k, v in record.params.items()],
+            tags=[] if is_new else [RunTag(k, v) for k, v in tags.items()],
         )
         self._client.set_terminated(run_id, _STATUS[record.state], end_time=record.end_ms)
         return run_id
@@ -92,9 +93,8 @@ class MlflowRuns:
         self._client.set_terminated(run_id, status)
 
     def _experiment(self, name: str) -> str:
-        cached = self._runs.get(f"experiment:{name}")
-        if cached is not None:
-            return cached
+        if name in self._experiments:
+            return self._experiments[name]
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
@@ -111,7 +111,7 @@ class MlflowRuns:
             made = found.experiment_id
         else:
             made = found.experiment_id
-        self._runs[f"experiment:{name}"] = str(made)
+        self._experiments[name] = str(made)
         return str(made)
 
     def _load_children(self, experiment_id: str, parent: str) -> None:
@@ -121,24 +121,39 @@ class MlflowRuns:
             page = self._client.search_runs(
                 [experiment_id], f"tags.`{_PARENT}` = '{parent}'", max_results=5000, page_token=token
             )
-            self._runs |= {r.data.tags["tiltyard.cell"]: r.info.run_id for r in page if "tiltyard.cell" in r.data.tags}
+            for run in page:
+                if (cell := run.data.tags.get("tiltyard.cell")) is not None:
+                    self._runs[cell] = str(run.info.run_id), run.info.start_time
             token = page.token
             if not token:
                 return
 
 
-def _metrics(record: TrialRecord) -> list[Metric]:
+def _tags(key: str, parent: str, record: TrialRecord) -> dict[str, str]:
+    tags = {
+        _PARENT: parent,
+        "tiltyard.kind": "trial",
+        "tiltyard.key": key,
+        "tiltyard.cell": record.cell,
+        "tiltyard.state": record.state,
+        # Of a trial that was interrupted and went on, the reason is emptied.
+        "tiltyard.reason": (record.reason or "")[:5000],
+        "tiltyard.variant": record.variant,
+        "tiltyard.dataset": f"{record.dataset}@{record.dataset_version}",
+    }
+    return tags | dict(record.tags)
+
+
+def _metrics(record: TrialRecord, start_ms: int) -> list[Metric]:
+    last = start_ms + (record.history[-1][0] if record.history else 0)
     points = [
-        Metric(name, value, record.start_ms + step, step)
-        for step, metrics in thin(record.history)
+        Metric(name, value, start_ms + epoch, epoch)
+        for epoch, metrics in thin(record.history)
         for name, value in metrics.items()
         if math.isfinite(value)  # SQL stores keep inf as 1.8e308
     ]
-    points += [Metric(f"test_{k}", v, record.end_ms, 0) for k, v in record.test.items() if math.isfinite(v)]
-    points += [
-        Metric("duration_s", record.duration_s, record.end_ms, 0),
-        Metric("cpu_s", record.cpu_s, record.end_ms, 0),
-    ]
+    points += [Metric(f"test_{k}", v, last, 0) for k, v in record.test.items() if math.isfinite(v)]
+    points += [Metric("duration_s", record.duration_s, last, 0), Metric("cpu_s", record.cpu_s, last, 0)]
     return points
 
 

@@ -42,6 +42,11 @@ class TrialRecord:
     test: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def mark(self) -> tuple[str, int, int]:
+        """What tells one writing of this trial from the next: its state, its last epoch, its test scores."""
+        return self.state, self.history[-1][0] if self.history else 0, len(self.test)
+
 
 def thin(
     history: Sequence[tuple[int, Mapping[str, float]]], limit: int = MAX_POINTS

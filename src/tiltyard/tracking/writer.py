@@ -1,28 +1,34 @@
 """The one writer of MLflow runs: a process of its own, at low priority, fed by a spool on disk.
 
-The driver appends one JSON line a record to the spool and never waits. The writer reads the spool and writes to MLflow,
-with back-off where MLflow is slow or away, and notes how far it came. What it did not write in time is written by the
-next start over the same spool; writing twice makes no second run.
+The driver appends one JSON line a record to the spool and never waits. The writer (`tiltyard.tracking.drain`) reads the
+spool and writes to MLflow, with back-off where MLflow is slow or away, and notes how far it came. What it did not write
+in time is written by the next start over the same spool; writing twice makes no second run and no second point.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 from tiltyard.errors import MachineError
 from tiltyard.settings import Settings
+from tiltyard.tracking.drain import SPOOL, STATE, written
 from tiltyard.tracking.records import LaunchRecord, TrialRecord
 
 LOG_LINES = 20
+PATIENCE_S = 30.0
+"""The writer is left when it has written nothing for this long."""
+AWAY_S = 5.0
+"""And for this long where MLflow refuses: the spool is kept, the next start writes it."""
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,33 +42,50 @@ class TrackerReport:
 
 
 class Tracker:
-    """The driver's end of the spool. Start it early: importing MLflow and opening its store takes seconds."""
+    """The driver's end of the spool. Start it early: importing MLflow and opening its store takes seconds.
+
+    As a context manager it is closed at the end, after an error too.
+    """
 
     def __init__(self, settings: Settings, key: str) -> None:
         self._settings = settings
-        self._folder = settings.home / "spool" / key[:16]
+        self._folder = spool_folder(settings, key)
         self._spool: TextIO | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._sent = 0
+        self._report: TrackerReport | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def start(self) -> Tracker:
-        """Starts the writer's process, or leaves the spool to one that still drains it."""
+        """Starts the writer's process; where an earlier one still drains the spool, it waits for that one."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._spool = (self._folder / "spool.jsonl").open("a", encoding="utf-8")
-        self._sent = sum(1 for _ in (self._folder / "spool.jsonl").open("rb"))
-        environment = os.environ | {
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            "OMP_NUM_THREADS": "1",
-        }
+        path = self._folder / SPOOL
+        self._sent, whole = _count_lines(path)
+        if (
+            self._state().get("done", 0) > self._sent
+        ):  # somebody removed the spool: how far it was read means nothing now
+            (self._folder / STATE).unlink()
+        self._spool = path.open("a", encoding="utf-8")
+        if not whole:  # a driver died in the middle of a line: nobody reads that one
+            self._spool.write("\n")
+            self._spool.flush()
+            self._sent += 1
         root = self._settings.artifact_root if self._settings.tracking_uri.startswith("sqlite") else ""
+        arguments = [self._folder, self._settings.tracking_uri, root, os.getpid(), self._sent]
         with (self._folder / "writer.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tiltyard.tracking.drain", str(self._folder), self._settings.tracking_uri, root],
+                [sys.executable, "-m", "tiltyard.tracking.drain", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=os.environ | _ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C at the terminal ends the sweep, not the record of it
             )
         return self
@@ -79,41 +102,40 @@ class Tracker:
         """Asks for the end of the parent run."""
         self._send("close", {"status": status, "metrics": dict(metrics), "tags": dict(tags)})
 
-    def parent_run_id(self, wait_s: float = 60.0) -> str | None:
-        """The parent run's id, once the writer has it; None where it did not come in time."""
-        deadline = time.monotonic() + wait_s
-        while (state := self._state()).get("parent_run_id") is None and time.monotonic() < deadline and self._alive():
-            time.sleep(0.05)
-        return state.get("parent_run_id")
+    def parent_run_id(self) -> str | None:
+        """The parent run's id, once the writer has it; None where MLflow does not answer."""
+        self._wait(lambda: self._state().get("parent_run_id") is not None)
+        found = self._state().get("parent_run_id")
+        return None if found is None else str(found)
 
     def run_ids(self) -> dict[str, str]:
         """Run ids by cell, of what is written so far."""
-        path = self._folder / "runs.jsonl"
-        if not path.exists():
-            return {}
-        return dict(json.loads(line) for line in path.read_text().splitlines() if line.endswith("]"))
+        return {cell: run_id for cell, (run_id, _) in written(self._folder).items()}
 
-    def close(self, wait_s: float = 60.0) -> TrackerReport:
-        """Lets the writer drain the spool, for at most ``wait_s``; what is left stays in the spool."""
+    def close(self) -> TrackerReport:
+        """Lets the writer drain the spool and ends it where it cannot; what is left stays in the spool."""
+        if self._report is not None:
+            return self._report
+        error = None
         if self._spool is not None:
             self._send("end", {})
             self._spool.close()
             self._spool = None
-        error = None
         if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                if self._process.wait(timeout=wait_s) != 0:
-                    error = self._log_tail()
+            self._wait(lambda: False)
+            if self._process.poll() is None:
+                self._process.terminate()
+                self._process.wait()
+            elif self._process.returncode != 0:
+                error = self._log_tail()
         state = self._state()
-        written = int(state.get("done", 0))
-        if written < self._sent and error is None:
-            error = state.get("error") or f"not drained after {wait_s:g} s"
-        return TrackerReport(
-            written=written,
-            pending=max(0, self._sent - written),
-            parent_run_id=state.get("parent_run_id"),
-            error=error,
+        done = int(state.get("done", 0))
+        if done < self._sent and error is None:
+            error = state.get("error") or "the writer came no further"
+        self._report = TrackerReport(
+            written=done, pending=max(0, self._sent - done), parent_run_id=state.get("parent_run_id"), error=error
         )
+        return self._report
 
     def _send(self, kind: str, body: Mapping[str, Any]) -> None:
         if self._spool is None:
@@ -122,21 +144,49 @@ class Tracker:
         self._spool.flush()
         self._sent += 1
 
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Until the condition holds, the writer has ended, or it comes no further."""
+        done, since = -1, time.monotonic()
+        while not condition() and self._process is not None and self._process.poll() is None:
+            state = self._state()
+            if state.get("done", 0) != done:
+                done, since = state.get("done", 0), time.monotonic()
+            if time.monotonic() - since > (AWAY_S if state.get("error") else PATIENCE_S):
+                return
+            time.sleep(_POLL_S)
+
     def _state(self) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = json.loads((self._folder / "state.json").read_text())
+            state: dict[str, Any] = json.loads((self._folder / STATE).read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
         return state
-
-    def _alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
 
     def _log_tail(self) -> str:
         lines = (self._folder / "writer.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
 
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves, and say meanwhile what is wrong
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "OMP_NUM_THREADS": "1",
+}
+
+
 def spool_folder(settings: Settings, key: str) -> Path:
     """Where the spool of a key lies."""
     return settings.home / "spool" / key[:16]
+
+
+def _count_lines(path: Path) -> tuple[int, bool]:
+    """Lines of a file, and whether the last one is whole."""
+    if not path.exists():
+        return 0, True
+    count, last = 0, b"\n"
+    with path.open("rb") as file:
+        for last in file:
+            count += last.endswith(b"\n")
+    return count, last.endswith(b"\n")

@@ -217,22 +217,22 @@ class _Launch:
     def run(self, store: DatasetStore) -> Outcome:
         """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
         self.watch.planned(self.plan, len({cell for cell, _ in self.known}))
-        tracker = Tracker(self.settings, self.claim.key).start()
-        tracker.open_launch(
-            LaunchRecord(
-                experiment=self.experiment.name,
-                key=self.claim.key,
-                launch_id=self.claim.launch_id,
-                spec=self.experiment.to_json(),
-                tags={"tiltyard.trials": str(len(self.plan.trials)), **self.experiment.tags},
+        with Tracker(self.settings, self.claim.key).start() as tracker:
+            tracker.open_launch(
+                LaunchRecord(
+                    experiment=self.experiment.name,
+                    key=self.claim.key,
+                    launch_id=self.claim.launch_id,
+                    spec=self.experiment.to_json(),
+                    tags={"tiltyard.trials": str(len(self.plan.trials)), **self.experiment.tags},
+                )
             )
-        )
-        self._record_plan()
-        with stop_on_signals() as request:
-            driver = self._sweep(tracker, request)
-        if driver.stop_reason is not None and request.reason is not None:
-            return self._stopped(driver, tracker)
-        return self._finish(driver, tracker, store)
+            self._record_plan()
+            with stop_on_signals() as request:
+                driver = self._sweep(tracker, request)
+            if driver.stop_reason is not None and request.reason is not None:
+                return self._stopped(driver, tracker)
+            return self._finish(driver, tracker, store)
 
     def _record_plan(self) -> None:
         self.journal.add_trials(
@@ -285,7 +285,12 @@ class _Launch:
         )
         self.machine = machine
         if not driver.done:
-            run_packs(driver, self._post(device), max_concurrent=slots)
+            post = self._post(device)
+            try:
+                run_packs(driver, post, max_concurrent=slots)
+            finally:
+                for shared in post.splits.values():
+                    shared.close()
             driver.tick()
         return driver
 
@@ -307,6 +312,9 @@ class _Launch:
             splits=splits,
             device=device,
             threads=max(1, int(self.experiment.resources.cpus)),
+            cpus=self.experiment.resources.cpus,
+            gpus=self.experiment.resources.gpus,
+            since=time.time(),
         )
 
     def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:

@@ -36,6 +36,9 @@ class Post:
         splits: Per dataset, the handle of its shared splits.
         device: Torch device kind that a pack trains on.
         threads: Threads of a pack's arithmetic.
+        cpus: CPUs that a pack holds while its actor lives.
+        gpus: GPUs likewise.
+        since: When the sweep's packs began, in seconds of the epoch: an actor is metered from then at the earliest.
     """
 
     claim: Claim
@@ -44,6 +47,9 @@ class Post:
     splits: dict[str, Any]
     device: str
     threads: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+    since: float = 0.0
 
 
 @lru_cache(maxsize=1)
@@ -69,12 +75,15 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
         device_kind=post.device,
         layout={"members": len(assignment.seats), "pid": os.getpid()},
     )
+    if attempt.number > 1:
+        _METER.charge_lost(journal, post, assignment.pack_id, attempt.number - 1)
     report = _Reporter()
     uri = layout.attempt(assignment.pack_id, attempt.number)
     try:
         outcome = _train(assignment, post, layout.storage, uri, report)
     except Exception as error:
         journal.fail_attempt(attempt, f"{type(error).__name__}: {error}", metered_s=time.monotonic() - started)
+        _METER.charge(journal, post)
         raise
     journal.finish_attempt(
         attempt,
@@ -82,6 +91,7 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
         metered_s=time.monotonic() - started,
         storage_uri=uri,
     )
+    _METER.charge(journal, post)
     tune.report({"epoch": assignment.to_epoch, "wait_s": outcome.data_wait_s})
 
 
@@ -118,6 +128,39 @@ def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: in
         )
         for cell in assignment.cells
     ]
+
+
+class _Meter:
+    """Charges a key for what this process holds: from its start, over the waits between packs, to the end of each."""
+
+    def __init__(self) -> None:
+        self._claim: Claim | None = None
+        self._until = 0.0
+        """To when the launch of the claim has paid for this process."""
+
+    def charge(self, journal: Journal, post: Post) -> None:
+        """Charges what was held since the last charge."""
+        import psutil
+
+        now = time.time()
+        if self._claim != post.claim:
+            self._claim, self._until = post.claim, max(post.since, float(psutil.Process().create_time()))
+        _meter(journal, post, "packs", now - self._until)
+        self._until = now
+
+    def charge_lost(self, journal: Journal, post: Post, pack_id: str, number: int) -> None:
+        """Charges what an attempt of this launch held whose process died before it could."""
+        for lost in journal.attempts(post.claim.key):
+            died = (lost.pack_id, lost.number, lost.state) == (pack_id, number, "fenced")
+            if died and lost.started >= post.since:
+                _meter(journal, post, "lost packs", time.time() - lost.started)
+
+
+_METER = _Meter()
+
+
+def _meter(journal: Journal, post: Post, what: str, held_s: float) -> None:
+    journal.meter(key=post.claim.key, what=what, wall_s=held_s, cpu_s=held_s * post.cpus, gpu_s=held_s * post.gpus)
 
 
 class _Reporter:
