@@ -10,6 +10,7 @@ Needs torch and NumPy alone, so that one trial can be trained without Ray.
 from __future__ import annotations
 
 import abc
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -80,6 +81,7 @@ class ArrayFeed(Feed):
         drop_last: Leave out a last batch that is not full.
         rank: This consumer's number among ``world`` that share the split; shards of an epoch are disjoint.
         world: How many share it.
+        window_rows: Rows a window aims at (``DatasetVersion.window_rows``).
         keep: Anything that must live as long as the arrays (an object reference).
     """
 
@@ -95,12 +97,13 @@ class ArrayFeed(Feed):
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
+        window_rows: int = order.WINDOW_ROWS,
         keep: Any = None,
     ) -> None:
         check_feed(batch_size, rank, world)
         x, y, hashes = arrays
         self._x, self._y = tensor(x).to(device), tensor(y).to(device)
-        bits = order.window_bits(len(x))
+        bits = order.window_bits(len(x), window_rows)
         self._offsets = order.window_offsets(hashes, bits)
         self._place = (content_digest, split, data_seed)
         self._batch, self._drop, self._rank, self._world, self._keep = batch_size, drop_last, rank, world, keep
@@ -109,11 +112,7 @@ class ArrayFeed(Feed):
 
     def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Feed.epoch`."""
-        steps = 0
-        for index in batched(self._windows(e), self._batch):
-            if steps == self.steps_per_epoch:
-                return
-            steps += 1
+        for index in itertools.islice(batched(self._windows(e), self._batch), self.steps_per_epoch):
             places = torch.from_numpy(index).to(self._x.device)
             yield self._x.index_select(0, places), self._y.index_select(0, places)
 
@@ -153,15 +152,16 @@ def batched(parts: Iterator[npt.NDArray[np.int64]], size: int) -> Iterator[npt.N
     """Cuts a stream of arrays into arrays of ``size``; the last one may be smaller."""
     left = np.empty(0, np.int64)
     for part in parts:
+        start = 0
         if len(left):
-            need = size - len(left)
-            left, part = np.concatenate((left, part[:need])), part[need:]
+            start = size - len(left)
+            left = np.concatenate((left, part[:start]))
             if len(left) < size:
                 continue
             yield left
-        full = len(part) - len(part) % size
-        yield from (part[i : i + size] for i in range(0, full, size))
-        left = part[full:]
+        stop = len(part) - (len(part) - start) % size
+        yield from (part[i : i + size] for i in range(start, stop, size))
+        left = part[stop:]
     if len(left):
         yield left
 
@@ -179,13 +179,14 @@ def local_feed(
     drop_last: bool = False,
     rank: int = 0,
     world: int = 1,
+    window_rows: int = order.WINDOW_ROWS,
 ) -> ArrayFeed:
     """A feed of arrays in this process: the same batches as `tiltyard.data.stream.open_feed`, without Ray.
 
     Args:
         x: Preprocessed features in canonical order, ``(rows, features)`` float32.
         y: Labels in the same order.
-        row_hash: Row hashes, ascending (``DatasetStore.read_hashes``); may be left out for up to 65,536 rows.
+        row_hash: Row hashes, ascending (``DatasetStore.read_hashes``); may be left out where all rows are one window.
         content_digest: Of the dataset version.
         split: Which split the rows are.
         batch_size: Rows per batch.
@@ -194,6 +195,7 @@ def local_feed(
         drop_last: Leave out a last batch that is not full.
         rank: Number of this shard.
         world: Number of shards.
+        window_rows: ``DatasetVersion.window_rows``; the default is right for rows of up to 1 KiB.
 
     Raises:
         DataError: If lengths differ, or hashes are needed and missing.
@@ -201,7 +203,7 @@ def local_feed(
     if len(x) != len(y) or (row_hash is not None and len(row_hash) != len(x)):
         raise DataError(f"x has {len(x)} rows and y {len(y)}; wanted as many of each (and of row hashes).")
     if row_hash is None:
-        if order.window_bits(len(x)):
+        if order.window_bits(len(x), window_rows):
             raise DataError(f"{len(x)} rows are shuffled in windows of their hashes; give row_hash (read_hashes).")
         row_hash = np.zeros(len(x), np.int64)
     return ArrayFeed(
@@ -214,4 +216,5 @@ def local_feed(
         drop_last=drop_last,
         rank=rank,
         world=world,
+        window_rows=window_rows,
     )

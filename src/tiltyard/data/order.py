@@ -1,15 +1,16 @@
 """In which order do the rows of a split reach a trial in one epoch?
 
 Rows of a split stand in *canonical order*: ascending row hash. A *window* is the rows whose hash begins with the same
-bits; there is a power of two of them, about `WINDOW_ROWS` rows each, so a window is a function of the rows and their
-number alone, whatever files hold them. An epoch visits the windows in a random order and the rows inside each window in
-a random order: the two-level windowed shuffle. Both come from (content digest, split, data_seed, epoch) by a
-counter-based generator, so a resident and a streamed feed, on any machine, give the same batches.
+bits; there is a power of two of them, about `WINDOW_ROWS` rows each (fewer where rows are wide: `window_rows`), so a
+window is a function of the rows, their number and their schema alone, whatever files hold them. An epoch visits the
+windows in a random order and the rows inside each window in a random order: the two-level windowed shuffle. Both come
+from (content digest, split, data_seed, epoch) by a counter-based generator, so a resident and a streamed feed, on any
+machine, give the same batches.
 
-Quality, stated: a split of up to 1.4 windows (92,681 rows) is shuffled uniformly. In a larger one the rows of a window
-stay together within an epoch; a window is a sample by hash, hence as good as random with respect to the order in which
-the source was written, but the same in each epoch: two rows of different windows are never neighbours except where one
-window ends.
+Quality, stated: a split of up to 1.4 windows (92,681 rows of up to 1 KiB each) is shuffled uniformly. In a larger one
+the rows of a window stay together within an epoch; a window is a sample by hash, hence as good as random with respect to
+the order in which the source was written, but the same in each epoch: two rows of different windows are never neighbours
+except where one window ends.
 
 Pure NumPy: no file, no Ray, no torch.
 """
@@ -24,8 +25,22 @@ import numpy.typing as npt
 
 WINDOW_ROWS = 65_536
 """Rows a window aims at; windows hold between 0.7 and 1.4 times as many in expectation."""
+WINDOW_BYTES = 64 << 20
+"""Where rows are wider than 1 KiB, a window aims at so many bytes instead: a streamed feed holds several in memory."""
+MIN_WINDOW_ROWS = 256
+"""However wide the rows: fewer would hardly be shuffled inside a window."""
 
 I64 = npt.NDArray[np.int64]
+
+
+def window_rows(row_bytes: int) -> int:
+    """Rows a window aims at where a row takes so many bytes: a power of two.
+
+    >>> window_rows(160), window_rows(3 * 224 * 224)
+    (65536, 256)
+    """
+    fits = max(1, WINDOW_BYTES // max(1, row_bytes))
+    return min(WINDOW_ROWS, max(MIN_WINDOW_ROWS, 1 << (fits.bit_length() - 1)))
 
 
 def window_bits(num_rows: int, window_rows: int = WINDOW_ROWS) -> int:

@@ -8,6 +8,7 @@ booleans by dictionary.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def _dictionary_columns(schema: pa.Schema) -> list[str]:
 def _windows(hashes: npt.NDArray[np.int64], bits: int) -> Iterator[tuple[int, int]]:
     """Non-empty windows of ascending hashes as (first row, row after the last)."""
     offsets = order.window_offsets(hashes, bits).tolist()
-    yield from ((a, b) for a, b in zip(offsets, offsets[1:], strict=False) if b > a)
+    yield from ((a, b) for a, b in itertools.pairwise(offsets) if b > a)
 
 
 def write_split(

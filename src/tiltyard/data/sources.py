@@ -139,6 +139,8 @@ def _from_files(source: str, types: Mapping[str, str], filesystem: fs.FileSystem
 
 
 def _together(tables: list[pa.Table], files: Sequence[str]) -> pa.Table:
+    if len(tables) == 1:
+        return tables[0]
     for table, path in zip(tables[1:], files[1:], strict=True):
         differ = sorted(set(table.column_names) ^ set(tables[0].column_names))
         if differ:
@@ -157,28 +159,58 @@ def _read_file(path: str, kind: str, types: Mapping[str, str], where: fs.FileSys
             raise DataError(f"{shown!r} is empty: 0 bytes. Give a file with rows.")
         if kind in ("parquet", "ipc"):
             return pads.dataset(path, format=kind, filesystem=place).to_table()
+        if kind == "csv":
+            return _read_csv(place, path, shown, types)
         with place.open_input_stream(path) as stream:
-            if kind == "json":
-                return pajson.read_json(stream)
-            return _read_csv(stream, shown, types)
+            return pajson.read_json(stream)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowKeyError) as error:
         raise DataError(f"{shown!r} cannot be read as {kind}: {error}. Mend the file, then commit again.") from error
     except OSError as error:
         raise DataError(f"{shown!r} cannot be opened: {error}.") from error
 
 
-def _read_csv(stream: Any, path: str, types: Mapping[str, str]) -> pa.Table:
-    table = csv.read_csv(
-        stream,
-        parse_options=csv.ParseOptions(delimiter="\t" if path.endswith(".tsv") else ","),
-        convert_options=csv.ConvertOptions(
-            column_types={name: rows.type_of(kind) for name, kind in types.items()}, strings_can_be_null=True
-        ),
+def _read_csv(place: fs.FileSystem, path: str, shown: str, types: Mapping[str, str]) -> pa.Table:
+    delimiter = "\t" if path.endswith(".tsv") else ","
+    convert = csv.ConvertOptions(
+        column_types={name: rows.type_of(kind) for name, kind in types.items()}, strings_can_be_null=True
     )
-    for name in table.column_names:
-        if name not in types and pa.types.is_string(table[name].type):
-            _refuse_mixed(path, name, table[name])
+    try:
+        with place.open_input_stream(path) as stream:
+            table = csv.read_csv(stream, parse_options=csv.ParseOptions(delimiter=delimiter), convert_options=convert)
+    except pa.ArrowInvalid as error:
+        if "CSV parse error: Expected" in str(error):
+            _refuse_ragged(place, path, shown, delimiter)
+        raise
+    if unknown := sorted(set(types) - set(table.column_names)):
+        raise DataError(f"{shown!r} has no column {unknown[0]!r}; it has {', '.join(table.column_names[:30])}.")
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_binary(column.type) and name not in types:
+            raise DataError(f"{shown!r} column {name!r} is not UTF-8 text. Save the file as UTF-8, then commit again.")
+        if pa.types.is_string(column.type) and name not in types:
+            _refuse_mixed(shown, name, column)
     return table
+
+
+def _refuse_ragged(place: fs.FileSystem, path: str, shown: str, delimiter: str) -> None:
+    """Reads again on one thread, which knows line numbers, and tells which rows are ragged."""
+    ragged: list[Any] = []
+
+    def note(row: Any) -> str:
+        ragged.append(row)
+        return "skip"
+
+    with place.open_input_stream(path) as stream:
+        csv.read_csv(
+            stream,
+            read_options=csv.ReadOptions(use_threads=False),
+            parse_options=csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note),
+        )
+    told = "; ".join(f"row {r.number} has {r.actual_columns}: {r.text[:60]!r}" for r in ragged[:3])
+    raise DataError(
+        f"{shown!r} has ragged rows: the header (row 1) has {ragged[0].expected_columns} fields, but {told}"
+        f"{f', and {len(ragged) - 3} rows more' if len(ragged) > 3 else ''}. Mend them (quote a text that holds "
+        f"{delimiter!r}), then commit again."
+    )
 
 
 def _refuse_mixed(path: str, name: str, column: pa.ChunkedArray) -> None:

@@ -38,7 +38,8 @@ def _units(table: pa.Table, spec: DatasetSpec, row_hash: npt.NDArray[np.int64]) 
 
 
 def _by_time(table: pa.Table, spec: DatasetSpec) -> Codes:
-    assert spec.split.time_cuts is not None and spec.time is not None
+    assert spec.split.time_cuts is not None
+    assert spec.time is not None
     when = table[spec.time]
     if when.null_count:
         raise DataError(f"Time column {spec.time!r} has {when.null_count} nulls; a split by time needs every one.")

@@ -36,6 +36,8 @@ from tiltyard.data.versions import (
     DatasetSpec,
     DatasetVersion,
     FileEntry,
+    check_columns,
+    check_split,
     content_digest,
     files_digest,
 )
@@ -44,7 +46,12 @@ from tiltyard.types import Task, check_name
 
 RETRIES = 64
 """Times a commit is computed anew after somebody else's came first."""
-_FOREVER = {"delta.logRetentionDuration": "interval 36500 days", "delta.enableExpiredLogCleanup": "false"}
+_FOREVER = {
+    "delta.logRetentionDuration": "interval 36500 days",
+    "delta.enableExpiredLogCleanup": "false",
+    # another engine's VACUUM would otherwise remove the files of older versions a week after a newer one came
+    "delta.deletedFileRetentionDuration": "interval 36500 days",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +91,10 @@ def _label_classes(table: pa.Table, spec: DatasetSpec) -> tuple[Any, ...]:
         column = table[name]
         missing = column.null_count
         if pa.types.is_floating(column.type):
-            missing += int(np.isnan(column.drop_null().to_numpy()).sum())
+            missing += int((~np.isfinite(column.drop_null().to_numpy())).sum())
         if missing:
             raise DataError(
-                f"Label column {name!r} holds {missing} missing values (null or NaN) in {table.num_rows} rows. "
+                f"Label column {name!r} holds {missing} missing values (null, NaN or infinite) in {table.num_rows} rows. "
                 "Training needs every label: drop those rows or fill them in, then commit again."
             )
     if spec.task not in (Task.BINARY, Task.MULTICLASS):
@@ -98,7 +105,13 @@ def _label_classes(table: pa.Table, spec: DatasetSpec) -> tuple[Any, ...]:
             f"Label column {spec.labels[0]!r} is {rows.type_name(values.type)} with {len(values)} values; {spec.task} "
             "wants classes (whole numbers, texts or booleans). Convert it, or declare task='regression'."
         )
-    classes = tuple(sorted({*values.to_pylist(), *spec.classes}))
+    found = {*values.to_pylist(), *spec.classes}
+    if len(kinds := {type(v).__name__ for v in found}) > 1:
+        raise DataError(
+            f"Label column {spec.labels[0]!r} is {rows.type_name(values.type)} and DatasetSpec(classes=...) names "
+            f"{list(spec.classes)}: values of different types ({', '.join(sorted(kinds))}). Write them as the column does."
+        )
+    classes = tuple(sorted(found))
     wanted = "exactly 2" if spec.task is Task.BINARY else "3 or more"
     if (len(classes) == 2) != (spec.task is Task.BINARY) or len(classes) < 2:
         raise DataError(
@@ -331,7 +344,7 @@ class DatasetStore:
             if head and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
                 self._discard(name, files)
                 return Commit(version=head, created=False)
-            files = files or self._write(name, prepared)
+            files = files or self._write(name, prepared, draft.window_rows)
             done = self._try_commit(
                 name, replace(draft, files=files, files_digest=files_digest(files)), delta, prepared
             )
@@ -372,7 +385,7 @@ class DatasetStore:
             message=message,
         )
 
-    def _write(self, name: str, p: _Prepared) -> tuple[FileEntry, ...]:
+    def _write(self, name: str, p: _Prepared, window_rows: int) -> tuple[FileEntry, ...]:
         run, root = uuid.uuid4().hex, self.root / name / "table"
         table = p.table.combine_chunks()
         by_hash = np.argsort(p.row_hash, kind="stable")
@@ -380,7 +393,7 @@ class DatasetStore:
         for code, split in enumerate(SPLITS):
             places = by_hash[p.codes[by_hash] == code]
             if len(places):
-                bits = order.window_bits(len(places))
+                bits = order.window_bits(len(places), window_rows)
                 entries += parquet.write_split(table, p.row_hash, places, split=split, bits=bits, run=run, root=root)
         return tuple(entries)
 
@@ -469,32 +482,6 @@ class DatasetStore:
         parts = [parquet.read_file(f, [*columns, rows.ROW], parquet.first_groups(f, share)) for f in files]
         table = parquet.canonical_order(pa.concat_tables(parts))
         return table if limit is None else table.slice(0, limit)
-
-
-def check_columns(version: DatasetVersion, columns: Sequence[str]) -> None:
-    """Raises where a version lacks a column.
-
-    Raises:
-        DatasetNotFoundError: Naming the columns there are.
-    """
-    for name in columns:
-        if name not in version.schema:
-            raise DatasetNotFoundError(
-                f"Dataset {version.ref} has no column {name!r}; it has {', '.join(list(version.schema)[:30])}."
-            )
-
-
-def check_split(version: DatasetVersion, split: str | None) -> tuple[str, ...]:
-    """The splits that are meant: one, or all where it is None.
-
-    Raises:
-        DatasetNotFoundError: If there is no such split.
-    """
-    if split is None:
-        return SPLITS
-    if split not in SPLITS:
-        raise DatasetNotFoundError(f"Dataset {version.ref} has no split {split!r}; splits: {', '.join(SPLITS)}.")
-    return (split,)
 
 
 def conform(table: pa.Table, head: DatasetVersion) -> pa.Table:

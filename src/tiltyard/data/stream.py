@@ -25,15 +25,16 @@ import ray
 import torch
 
 from tiltyard.data import parquet, rows
+from tiltyard.data.features import fit_preprocessor
 from tiltyard.data.feed import ArrayFeed, Arrays, Feed
 from tiltyard.data.places import Place
-from tiltyard.data.store import DatasetStore, check_columns
+from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry
 from tiltyard.errors import DataError, PreflightError
 from tiltyard.preprocessing import Preprocessor
 
-FIT_ROWS = 1_000_000
-"""Training rows a preprocessor is fitted on where `share` fits it: the first by hash, hence a uniform sample."""
+__all__ = ["Shared", "SplitPlan", "feature_columns", "fit_preprocessor", "open_feed", "plan_splits", "share"]
+
 _X, _Y, _PLACE = "x", "y", "file"
 
 
@@ -89,46 +90,6 @@ class Shared:
         ray.kill(self.owner)
 
 
-def feature_columns(version: DatasetVersion, features: Sequence[str] | None) -> tuple[str, ...]:
-    """The features an experiment sees: those it names, else all that are not label, key or marked.
-
-    Raises:
-        DatasetNotFoundError: If a named column does not exist.
-        DataError: If there is no feature or no label.
-    """
-    chosen = version.features if features is None else tuple(features)
-    check_columns(version, chosen)
-    if not chosen:
-        raise DataError(f"Dataset {version.ref} has no feature columns: all of {list(version.schema)} are reserved.")
-    if version.spec.task is None:
-        raise DataError(
-            f"Dataset {version.ref} declares no task and label, so nothing can be trained on it. "
-            "Commit it with DatasetSpec(task=..., label=...)."
-        )
-    return chosen
-
-
-def fit_preprocessor(
-    store: DatasetStore, version: DatasetVersion, *, features: Sequence[str] | None = None, scaling: str = "standard"
-) -> Preprocessor:
-    """Fits a preprocessor on the training split (at most `FIT_ROWS` of it, a uniform sample by hash).
-
-    Raises:
-        DataError: If there is nothing to learn from, or the version declares no task.
-    """
-    chosen = feature_columns(version, features)
-    assert version.spec.task is not None
-    table = store.read(version, columns=[*chosen, *version.spec.labels], split="train", limit=FIT_ROWS)
-    return Preprocessor.fit(
-        table,
-        features=chosen,
-        label=version.spec.labels,
-        task=version.spec.task,
-        classes=version.classes,
-        scaling=scaling,
-    )
-
-
 class _Decoder:
     """Turns one file (or some of its row groups) into features, labels and hashes; runs inside Ray Data's tasks."""
 
@@ -166,8 +127,8 @@ class FilesSource(ray.data.Datasource):  # type: ignore[misc]
         """Bytes of all blocks."""
         return sum(f.num_rows for f in self._files) * (4 * self._decoder.preprocessor.num_features_out + 16)
 
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
-        """One task per file; ``parallelism`` is not followed, files are of the right size already."""
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
+        """One task per file; the parallelism asked for is not followed, files are of the right size already."""
         decoder = self._decoder
         width = 4 * decoder.preprocessor.num_features_out + 16
 
@@ -251,7 +212,9 @@ class _Rows:
         x = np.empty((num_rows, preprocessor.num_features_out), np.float32)
         is_class = preprocessor.task.is_classification and len(preprocessor.labels) == 1
         is_class = is_class and preprocessor.task in ("binary", "multiclass")
-        y: Any = np.empty(num_rows, np.int64) if is_class else np.empty((num_rows, len(preprocessor.labels)), np.float32)
+        y: Any = (
+            np.empty(num_rows, np.int64) if is_class else np.empty((num_rows, len(preprocessor.labels)), np.float32)
+        )
         hashes = np.empty(num_rows, np.int64)
         done = 0
         while done < num_rows:
@@ -308,9 +271,7 @@ def share(
                 f"{[version.split_rows.get(s, 0) for s in SPLITS]}). Give it a share, or commit more rows."
             )
     ray.get(owner.load.remote([s for s in splits if plans[s].mode == "resident"]))
-    return Shared(
-        version=version, preprocessor=fitted, plans=plans, owner=owner, storage_options=store.storage_options
-    )
+    return Shared(version=version, preprocessor=fitted, plans=plans, owner=owner, storage_options=store.storage_options)
 
 
 def plan_splits(

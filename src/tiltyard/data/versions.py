@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tiltyard.errors import DataError, SpecError
+from tiltyard.data import order
+from tiltyard.errors import DataError, DatasetNotFoundError, SpecError
 from tiltyard.types import DatasetRef, Task
 
 __all__ = [
@@ -96,6 +98,10 @@ class Check:
     def __post_init__(self) -> None:
         if self.severity not in ("error", "warning"):
             raise SpecError(f"Check {self.kind!r} has severity {self.severity!r}; wanted 'error' or 'warning'.")
+        try:  # as JSON gives them back, so that a spec equals the one that was stored
+            object.__setattr__(self, "params", json.loads(json.dumps(dict(self.params))))
+        except (TypeError, ValueError) as error:
+            raise SpecError(f"Check {self.kind!r} has params that are no plain values: {error}.") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +208,17 @@ class DatasetSpec:
             raise SpecError(f"A dataset spec cannot be read: {error}.") from error
 
 
+_TYPE_BYTES = {"bool": 1, "int8": 1, "int16": 2, "int32": 4, "float32": 4, "date": 4, "string": 32, "binary": 32}
+
+
+def _type_bytes(name: str) -> int:
+    base, bracket, size = name.partition("[")
+    if base.startswith("decimal"):
+        return 16
+    count = math.prod(int(n) for n in size[:-1].split(",")) if bracket and base != "timestamp" else 1
+    return _TYPE_BYTES.get(base, 8) * count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
     """One Parquet file of a version: a run of rows of one split, sorted by row hash.
@@ -279,6 +296,16 @@ class DatasetVersion:
         return sum(f.size_bytes for f in self.files)
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes a row takes in memory, by its schema; a text or bytes value counts as 32."""
+        return sum(_type_bytes(kind) for kind in self.schema.values())
+
+    @property
+    def window_rows(self) -> int:
+        """Rows a window of this version aims at; see `tiltyard.data.order`."""
+        return order.window_rows(self.row_bytes)
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Columns that a model may learn from unless an experiment says otherwise: no label, key or marked column."""
         return tuple(c for c in self.schema if c not in self.spec.reserved)
@@ -337,3 +364,29 @@ def files_digest(files: tuple[FileEntry, ...]) -> str:
     """Digest of the bytes of all files, whatever their names; hex SHA-256."""
     lines = sorted(f"{f.split} {f.sha256} {f.size_bytes} {f.num_rows}" for f in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def check_columns(version: DatasetVersion, columns: Sequence[str]) -> None:
+    """Raises where a version lacks a column.
+
+    Raises:
+        DatasetNotFoundError: Naming the columns there are.
+    """
+    for name in columns:
+        if name not in version.schema:
+            raise DatasetNotFoundError(
+                f"Dataset {version.ref} has no column {name!r}; it has {', '.join(list(version.schema)[:30])}."
+            )
+
+
+def check_split(version: DatasetVersion, split: str | None) -> tuple[str, ...]:
+    """The splits that are meant: one, or all where it is None.
+
+    Raises:
+        DatasetNotFoundError: If there is no such split.
+    """
+    if split is None:
+        return SPLITS
+    if split not in SPLITS:
+        raise DatasetNotFoundError(f"Dataset {version.ref} has no split {split!r}; splits: {', '.join(SPLITS)}.")
+    return (split,)

@@ -343,12 +343,12 @@ def _write(column: Column, array: Any, out: F32) -> None:
     if missing.any():
         values = np.where(missing, np.float32(column.fill), values)
     scaled = (values - np.float32(column.centre)) * np.float32(1.0 / column.scale)
+    if scaled.size != len(out) * column.width:
+        raise DataError(
+            f"Column {column.name!r} holds {scaled.size // max(1, len(out))} numbers a row; the model was fitted on "
+            f"{column.width}. Give it the shape that the training data had."
+        )
     if column.kind == "tensor":
-        if scaled.size != out.size:
-            raise DataError(
-                f"Column {column.name!r} holds tensors of {scaled.size // max(1, len(out))} numbers; the model was fitted "
-                f"on {column.width}. Resize them as the training data was."
-            )
         out[:] = scaled.reshape(out.shape)
         return
     out[:, 0] = scaled

@@ -1,0 +1,106 @@
+"""The store on S3: a real HTTP server (moto), conditional writes and all."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tiltyard.data.store import DatasetStore
+from tiltyard.data.versions import DatasetSpec
+from tiltyard.errors import DataError
+from tiltyard.types import Task
+
+SPEC = DatasetSpec(task=Task.MULTICLASS, label="y", key="id")
+
+
+def table(start: int, stop: int) -> pa.Table:
+    numbers = np.arange(start, stop)
+    return pa.table({"id": numbers, "x": np.sin(numbers).astype(np.float32), "y": numbers % 3})
+
+
+@pytest.fixture(scope="module")
+def options() -> Iterator[dict[str, str]]:
+    from moto.server import ThreadedMotoServer
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    given = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=given["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket="bucket")
+    yield given
+    server.stop()
+
+
+def test_store_on_s3_commits_reads_and_knows_equal_content(options: dict[str, str], tmp_path: Path) -> None:
+    store = DatasetStore("s3://bucket/data", options)
+    first = store.commit("toy", table(0, 100), spec=SPEC)
+    assert store.commit("toy", table(0, 100)).created is False
+    store.append("toy", table(100, 130))
+    fresh = DatasetStore("s3://bucket/data", options)
+    assert fresh.names() == ["toy"]
+    assert [v.num_rows for v in fresh.history("toy")] == [100, 130]
+    assert fresh.resolve("toy@1") == first.version
+    local = DatasetStore(str(tmp_path))
+    twin = local.commit("toy", table(0, 100), spec=SPEC).version
+    assert (twin.content_digest, twin.files_digest) == (first.version.content_digest, first.version.files_digest)
+    assert fresh.read("toy@1").equals(local.read("toy@1"))
+
+
+def test_source_on_s3_is_read_by_uri(options: dict[str, str]) -> None:
+    store = DatasetStore("s3://bucket/data", options)
+    with store.root.filesystem.open_output_stream("bucket/incoming/rows.parquet") as out:
+        pq.write_table(table(0, 40), out)
+    assert store.commit("from-uri", "s3://bucket/incoming/", spec=SPEC).version.num_rows == 40
+    with pytest.raises(DataError, match="Nothing to read"):
+        store.commit("from-uri", "s3://bucket/nothing.parquet")
+
+
+def test_appends_of_threads_to_s3_at_once_lose_nothing(options: dict[str, str]) -> None:
+    DatasetStore("s3://bucket/data", options).commit("busy", table(0, 20), spec=SPEC)
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            DatasetStore("s3://bucket/data", options).append("busy", table(100 * number, 100 * number + 10))
+        except BaseException as error:  # shown below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    store = DatasetStore("s3://bucket/data", options)
+    assert [v.num_rows for v in store.history("busy")] == [20, 30, 40, 50, 60]
+    found = sorted(store.read("busy", columns=["id"])["id"].to_pylist())
+    assert found == sorted([*range(20), *(100 * n + i for n in range(1, 5) for i in range(10))])
+
+
+def test_place_of_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(DataError, match=r"gs://.*Wanted a local folder or s3://"):
+        DatasetStore("gs://bucket/data")
