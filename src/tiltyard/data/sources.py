@@ -241,7 +241,9 @@ def pictures(folder: Path) -> pa.Table:
     """
     from PIL import Image, UnidentifiedImageError
 
-    labels, names, arrays = [], [], []
+    labels: list[str] = []
+    names: list[str] = []
+    arrays: list[np.ndarray[Any, Any]] = []
     for path in sorted(p for p in folder.glob("*/*") if p.suffix.lower() in PICTURES):
         try:
             with Image.open(path) as image:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, create_table_with_add_actions
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, create_table_with_add_actions
 
 from tiltyard.data import order, parquet, rows, sources, splits
 from tiltyard.data.places import Place
@@ -163,7 +163,7 @@ class DatasetStore:
         """Names of all datasets."""
         return [n for n in self.root.names() if (self.root / n / "table" / "_delta_log").names()]
 
-    def list(self) -> list[DatasetVersion]:
+    def newest(self) -> list[DatasetVersion]:
         """The newest version of each dataset."""
         newest = (self._versions(name) for name in self.names())
         return [versions[max(versions)] for versions in newest if versions]
@@ -415,13 +415,13 @@ class DatasetStore:
         properties = CommitProperties(
             custom_metadata={"tiltyard.version": str(version.version), "tiltyard.record": staged}, max_commit_retries=0
         )
-        adds = [_add_action(f) for f in version.files]
+        adds: list[AddAction | RemoveAction] = [_add_action(f) for f in version.files]
         try:
             if delta is None:
                 create_table_with_add_actions(
                     version.uri,
                     schema,
-                    adds,
+                    [_add_action(f) for f in version.files],
                     mode="error",
                     partition_by=[rows.SPLIT],
                     configuration=_FOREVER,

@@ -25,7 +25,7 @@ import ray
 import torch
 
 from tiltyard.data import parquet, rows
-from tiltyard.data.features import fit_preprocessor
+from tiltyard.data.features import feature_columns, fit_preprocessor
 from tiltyard.data.feed import ArrayFeed, Arrays, Feed
 from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
@@ -116,7 +116,7 @@ def _narrow(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return np.asarray(array.to_numpy())
 
 
-class FilesSource(ray.data.Datasource):  # type: ignore[misc]
+class FilesSource(ray.data.Datasource):
     """Ray Data's source over the files of a version: one read task per file, decoded and preprocessed in the task."""
 
     def __init__(self, decoder: _Decoder, files: Sequence[FileEntry]) -> None:
@@ -134,7 +134,7 @@ class FilesSource(ray.data.Datasource):  # type: ignore[misc]
 
         def task(file: FileEntry) -> Any:
             meta = ray.data.block.BlockMetadata(
-                num_rows=file.num_rows, size_bytes=file.num_rows * width, input_files=[file.path], exec_stats=None
+                num_rows=file.num_rows, size_bytes=file.num_rows * width, input_files=(file.path,), exec_stats=None
             )
             return ray.data.ReadTask(lambda: [decoder(file.path)], meta)
 

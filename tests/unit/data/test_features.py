@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def test_fit_on_a_version_looks_at_the_training_split_alone(tmp_path: Path) -> N
     store = DatasetStore(str(tmp_path))
     n = np.arange(300)
     spec = DatasetSpec(task=Task.BINARY, label="y", key="id", sensitive=("age",))
-    base = {"id": n, "x": n.astype(np.float32), "age": n, "city": [f"c{i % 4}" for i in n], "y": n % 2}
+    base: dict[str, Any] = {"id": n, "x": n.astype(np.float32), "age": n, "city": [f"c{i % 4}" for i in n], "y": n % 2}
     version = store.commit("toy", base, spec=spec).version
     held_out = set(store.read(version, columns=["id"], split="test")["id"].to_pylist())
     held_out |= set(store.read(version, columns=["id"], split="validation")["id"].to_pylist())

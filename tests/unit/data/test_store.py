@@ -72,8 +72,8 @@ def test_commit_of_the_same_rows_under_another_spec_makes_a_version_of_the_same_
     assert second.created
     assert second.version.content_digest == first.version.content_digest
     other_split = store.commit(
-        "toy", table(0, 100), spec=DatasetSpec(task="multiclass", label="y", split=SplitSpec(seed=1))
-    )  # type: ignore[arg-type]
+        "toy", table(0, 100), spec=DatasetSpec(task=Task.MULTICLASS, label="y", split=SplitSpec(seed=1))
+    )
     assert other_split.version.content_digest != first.version.content_digest
 
 

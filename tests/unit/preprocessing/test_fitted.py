@@ -46,7 +46,7 @@ def test_transform_of_the_training_rows_is_what_was_stated() -> None:
         "image[1]",
     )
     out = fitted.transform(TABLE)
-    assert (out.shape, out.dtype, out.flags.c_contiguous) == ((4, 8), np.float32, True)
+    assert (out.shape, str(out.dtype), out.flags.c_contiguous) == ((4, 8), "float32", True)
     ages = np.array([20, 40, 60], np.float64)  # the median, 40, fills the gap; the gap counts for neither moment
     np.testing.assert_allclose(out[:, 0], (np.array([20, 40, 40, 60]) - ages.mean()) / ages.std(), rtol=1e-6)
     np.testing.assert_array_equal(out[:, 1], [0, 1, 0, 0])
@@ -125,7 +125,7 @@ def test_labels_of_each_task_come_as_training_wants_them() -> None:
     assert fit(table, features=("x",)).transform_label(table).tolist() == [1, 0]
     several = fit(table, features=("x",), label=("z", "w"), task=Task.REGRESSION)
     found = several.transform_label(table)
-    assert (found.dtype, found.tolist()) == (np.float32, [[0.5, 1.0], [1.5, 0.0]])
+    assert (str(found.dtype), found.tolist()) == ("float32", [[0.5, 1.0], [1.5, 0.0]])
     assert several.num_classes == 2
 
 
