@@ -33,6 +33,7 @@ from tiltyard.sweep.halving import Machine
 from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
 from tiltyard.sweep.plan import DatasetFacts, Plan, Trial, plan
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord
+from tiltyard.types import METRICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,9 +427,17 @@ class _Launch:
                 score=r.score if r.state != "failed" else None,
                 reason=r.reason,
                 config=dict(r.config),
+                beside=self._beside(r),
             )
             for r in rows
         ]
+
+    def _beside(self, row: TrialRow) -> tuple[float, ...]:
+        """The scores beside the ranking one, larger is better; one that is missing is the worst there is."""
+        scores = self.known.get((row.cell, row.epoch))
+        found = scores.metrics if scores is not None else {}
+        signed = [(METRICS[name].mode.sign, found.get(name, math.nan)) for name in self.experiment.objective.also]
+        return tuple(sign * value if math.isfinite(value) else -math.inf for sign, value in signed)
 
     def _outcome(
         self,
