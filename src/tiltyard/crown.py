@@ -17,7 +17,7 @@ import pyarrow as pa
 from tiltyard.codedigest import user_modules
 from tiltyard.data.store import DatasetStore
 from tiltyard.experiment import Experiment
-from tiltyard.registry.bundle import BundleSpec, read_bundle, write_bundle
+from tiltyard.registry.bundle import BundleSpec, check_bundle, read_bundle, write_bundle
 from tiltyard.registry.lineage import Lineage
 from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion
 from tiltyard.settings import Settings
@@ -80,17 +80,12 @@ def crown(
         with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder:
             bundle = Path(folder) / "bundle"
             lineage = _bundle(experiment, outcome, best.cell, bundle, code_digest, job_file)
-            before = len(registry.versions(name))
+            known = registry.find(name, check_bundle(bundle))
             run_id = outcome.run_ids.get(best.cell) or outcome.parent_run_id or ""
-            registered = registry.register(name, bundle, run_id=run_id, tags=lineage.to_tags())
-            is_new = len(registry.versions(name)) > before
+            registered = known or registry.register(name, bundle, run_id=run_id, tags=lineage.to_tags())
         registry.promote(name, registered.version, alias=experiment.champion.alias)
-        registry.fetch(registered)
-        crowned.append(
-            Crowned(
-                dataset=dataset, model=registry.get(name, version=registered.version), trial=best.name, is_new=is_new
-            )
-        )
+        model = registry.get(name, version=registered.version)
+        crowned.append(Crowned(dataset=dataset, model=model, trial=best.name, is_new=known is None))
     return crowned
 
 

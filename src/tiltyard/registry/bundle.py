@@ -15,11 +15,9 @@ before a byte of it is used. Reads and writes files and nothing else.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,12 +30,15 @@ import pyarrow as pa
 
 from tiltyard.errors import DigestMismatchError, ModelError
 from tiltyard.preprocessing import Preprocessor
+from tiltyard.registry.code import own_code
 from tiltyard.registry.lineage import Lineage
 from tiltyard.types import Task
 
 SCHEMA_VERSION = 1
 MANIFEST, SPEC, PREPROCESSOR = "MANIFEST.json", "bundle.json", "preprocessor.json"
 TORCH_FILE, LIGHTGBM_FILE, CODE = "model.safetensors", "model.txt", "code"
+CHUNK_ROWS = 2048
+"""Rows of one forward pass: what they need of a usual network stays in the cache (measured: tests/benchmarks)."""
 Array = npt.NDArray[Any]
 
 
@@ -131,9 +132,12 @@ class Bundle:
             return np.asarray(self._trained.predict_logits(x), dtype=np.float32)
         import torch
 
+        rows = torch.from_numpy(np.ascontiguousarray(x))
+        outputs = torch.empty((len(x), self.spec.num_outputs))
         with torch.inference_mode():
-            outputs: Array = self._trained(torch.from_numpy(np.ascontiguousarray(x))).numpy()
-        return outputs
+            for start in range(0, len(x), CHUNK_ROWS):
+                outputs[start : start + CHUNK_ROWS] = self._trained(rows[start : start + CHUNK_ROWS])
+        return np.asarray(outputs.numpy())
 
     def predict_table(self, table: pa.Table) -> Predictions:
         """Answers for raw rows: preprocessing included.
@@ -155,7 +159,7 @@ def probabilities(task: Task, outputs: Array) -> Array | None:
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
     if task is Task.MULTILABEL:
-        return np.asarray(1 / (1 + np.exp(-outputs)), dtype=np.float32)
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * outputs)), dtype=np.float32)  # the sigmoid, without overflow
     return None
 
 
@@ -216,10 +220,22 @@ def _write_model(folder: Path, trained: Any, spec: BundleSpec) -> None:
 
 def _write_manifest(folder: Path) -> str:
     files = _file_digests(folder)
-    (folder / MANIFEST).write_text(
-        json.dumps({"schema_version": SCHEMA_VERSION, "files": files}, sort_keys=True, indent=1)
-    )
+    (folder / MANIFEST).write_bytes(_manifest_text(files))
     return _digest_of(files)
+
+
+def _manifest_text(files: Mapping[str, str]) -> bytes:
+    """The one way to write a manifest, so that a changed byte in it is found too."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, "files": dict(files)}, sort_keys=True, indent=1).encode()
+
+
+def _differing(manifest: bytes, found: Mapping[str, str]) -> str:
+    try:
+        recorded = dict(json.loads(manifest)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    wrong = sorted(n for n in {*recorded, *found} if recorded.get(n) != found.get(n))
+    return f"{', '.join(wrong[:5])} differ from {MANIFEST}" if wrong else f"{MANIFEST} itself was changed"
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
@@ -244,12 +260,11 @@ def check_bundle(folder: Path, *, expect_digest: str | None = None) -> str:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise ModelError(f"{folder} is not a model bundle: it has no {MANIFEST}. Register the model again.")
-    recorded = json.loads(manifest.read_text())["files"]
     found = _file_digests(folder)
-    wrong = sorted(n for n in {*recorded, *found} if recorded.get(n) != found.get(n))
-    if wrong:
+    text = manifest.read_bytes()
+    if text != _manifest_text(found):
         raise DigestMismatchError(
-            f"Bundle {folder} is not as it was written: {', '.join(wrong[:5])} differ from {MANIFEST}. "
+            f"Bundle {folder} is not as it was written: {_differing(text, found)}. "
             "It was not loaded. Restore the files, or register the model again."
         )
     digest = _digest_of(found)
@@ -284,21 +299,17 @@ def _read_model(folder: Path, spec: BundleSpec) -> Any:
 
     from tiltyard.training import PackSpec, build_module
 
-    if (folder / CODE).is_dir() and str(folder / CODE) not in sys.path:
-        sys.path.insert(0, str(folder / CODE))
-        importlib.invalidate_caches()
-    module = build_module(
-        PackSpec(
-            model=spec.model,
-            model_args=dict(spec.model_args),
-            task=spec.task,
-            input_shape=spec.input_shape,
-            num_outputs=spec.num_outputs,
-            batch_size=1,
-            total_epochs=1,
-        ),
-        seed=0,
+    pack = PackSpec(
+        model=spec.model,
+        model_args=dict(spec.model_args),
+        task=spec.task,
+        input_shape=spec.input_shape,
+        num_outputs=spec.num_outputs,
+        batch_size=1,
+        total_epochs=1,
     )
+    with own_code(folder / CODE):
+        module = build_module(pack, seed=0)
     try:
         module.load_state_dict(load_file(folder / TORCH_FILE))
     except RuntimeError as error:

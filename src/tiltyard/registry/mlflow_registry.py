@@ -8,23 +8,26 @@ version that is there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tiltyard.errors import RegistryError
-from tiltyard.registry.bundle import check_bundle
+from tiltyard.errors import ModelError, RegistryError
+from tiltyard.registry.bundle import MANIFEST, check_bundle
 from tiltyard.registry.lineage import Lineage
+from tiltyard.registry.mlmodel import write_mlmodel
 from tiltyard.settings import Settings
 
 CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
@@ -57,45 +60,64 @@ class ModelRegistry:
         self._settings = settings
         self._client = MlflowClient(settings.tracking_uri, registry_uri=settings.tracking_uri)
 
-    def register(self, name: str, bundle: Path, *, run_id: str, tags: Mapping[str, str] | None = None) -> ModelVersion:
+    def register(
+        self, name: str, bundle: Path, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> ModelVersion:
         """Registers a bundle under a name; the version that has this bundle already is returned as it is.
 
         Args:
             name: The registered model, made where it does not exist.
             bundle: Folder of the bundle; it becomes an artifact of the run.
-            run_id: The run that the model came from.
+            run_id: The run that the model came from; without one a run is made to hold the artifact.
             tags: Lineage, as tags.
 
         Raises:
             DigestMismatchError: If the bundle is not as it was written.
         """
         digest = check_bundle(bundle)
-        for version in self.versions(name):
-            if version.digest == digest:
-                return version
-        source = self._log_model(bundle, run_id, name)
-        try:
-            self._client.create_registered_model(name, tags={"tiltyard.kind": "task"})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        made = self._client.create_model_version(
-            name, source=source, run_id=run_id, tags={**(tags or {}), DIGEST_TAG: digest}
-        )
-        return self.get(name, version=int(made.version))
+        found = self.find(name, digest)
+        if found is None:
+            run_id = run_id or self._new_run(name)
+            source = self._log_model(bundle, run_id, f"model/{name}/{digest[:16]}")
+            try:
+                self._client.create_registered_model(name, tags={"tiltyard.kind": "task"})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            made = self._client.create_model_version(
+                name, source=source, run_id=run_id, tags={**(tags or {}), DIGEST_TAG: digest}
+            )
+            found = self._version(made)
+        self._keep(bundle, digest)
+        return found
 
-    def _log_model(self, bundle: Path, run_id: str, name: str) -> str:
-        """The bundle as a pyfunc model among the run's artifacts; its URI."""
+    def _new_run(self, name: str) -> str:
+        """A run for a model that no sweep made, in an experiment of its name."""
+        found = self._client.get_experiment_by_name(name)
+        embedded = self._settings.tracking_uri.startswith("sqlite")
+        place = f"{self._settings.artifact_root}/{name}" if embedded else None
+        experiment_id = found.experiment_id if found else self._client.create_experiment(name, artifact_location=place)
+        run = self._client.create_run(experiment_id, run_name=f"register {name}", tags={"tiltyard.kind": "register"})
+        self._client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _log_model(self, bundle: Path, run_id: str, place: str) -> str:
+        """The bundle as a pyfunc model among the run's artifacts, in a place of its own; its URI."""
         with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder:
             model = Path(folder) / "model"
-            mlflow.pyfunc.save_model(
-                str(model),
-                loader_module="tiltyard.registry.pyfunc",
-                data_path=str(bundle),
-                pip_requirements=_requirements(),
-            )
-            self._client.log_artifacts(run_id, str(model), f"model/{name}")
-        return f"{self._client.get_run(run_id).info.artifact_uri}/model/{name}"
+            write_mlmodel(model, bundle)
+            self._client.log_artifacts(run_id, str(model), place)
+        return f"{self._client.get_run(run_id).info.artifact_uri}/{place}"
+
+    def _keep(self, bundle: Path, digest: str) -> None:
+        """Copies a bundle into the local cache, so that this machine never downloads what it uploaded."""
+        cached = cached_bundle(self._settings, digest)
+        if cached.is_dir():
+            return
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".keep-", dir=cached.parent) as folder:
+            copy = shutil.copytree(bundle, Path(folder) / "bundle", ignore=shutil.ignore_patterns("__pycache__"))
+            _move_whole(copy, cached)
 
     def get(self, name: str, *, alias: str | None = None, version: int | None = None) -> ModelVersion:
         """One version, by alias or number.
@@ -103,28 +125,51 @@ class ModelRegistry:
         Raises:
             RegistryError: If there is none; says what there is.
         """
+        found = self._look_up(name, alias=alias, version=version)
+        if found is not None:
+            return found
+        wanted = f"{name}@{alias}" if alias else f"{name} version {version}"
+        have = ", ".join(f"v{v.version}{''.join(' @' + a for a in v.aliases)}" for v in self.versions(name))
+        raise RegistryError(
+            f"The registry has no {wanted}. "
+            + (f"It has of {name}: {have}." if have else f"It has no model {name!r}. List them: tiltyard models")
+        )
+
+    def _look_up(self, name: str, *, alias: str | None = None, version: int | None = None) -> ModelVersion | None:
         try:
             if alias is not None:
-                found = self._client.get_model_version_by_alias(name, alias)
-            else:
-                found = self._client.get_model_version(name, str(version))
+                return self._version(self._client.get_model_version_by_alias(name, alias))
+            return self._version(self._client.get_model_version(name, str(version)))
         except MlflowException as error:
-            wanted = f"{name}@{alias}" if alias else f"{name} version {version}"
-            have = ", ".join(f"v{v.version}{''.join(' @' + a for a in v.aliases)}" for v in self.versions(name))
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
             raise RegistryError(
-                f"The registry has no {wanted}. "
-                + (f"It has of {name}: {have}." if have else f"It has no model {name!r}. List them: tiltyard models")
+                f"The registry at {_shown(self._settings.tracking_uri)} did not answer for {name}: {error}. "
+                "Wanted: MLflow within reach; see TILTYARD_TRACKING_URI."
             ) from error
-        return self._version(found)
+
+    def find(self, name: str, digest: str) -> ModelVersion | None:
+        """The newest version of a model that is this bundle, if there is one."""
+        found = self._search(f"name='{name}' and tags.`{DIGEST_TAG}`='{digest}'")
+        return max(found, key=lambda v: v.version, default=None)
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """Versions of a model, newest first."""
-        found = self._client.search_model_versions(f"name='{name}'")
-        return sorted((self._version(v) for v in found), key=lambda v: -v.version)
+        """Versions of a model, newest first; none where there is no such model."""
+        return sorted(self._search(f"name='{name}'"), key=lambda v: -v.version)
 
     def names(self) -> list[str]:
         """Registered models."""
-        return sorted(m.name for m in self._client.search_registered_models())
+        pages = _pages(lambda token: self._client.search_registered_models(max_results=1000, page_token=token))
+        return sorted(m.name for m in pages)
+
+    def _search(self, condition: str) -> list[ModelVersion]:
+        """Versions with their aliases: one question for the versions, one a model for the aliases (a search omits them)."""
+        found = list(_pages(lambda token: self._client.search_model_versions(condition, page_token=token)))
+        aliases: dict[tuple[str, int], list[str]] = {}
+        for name in {v.name for v in found}:
+            for alias, version in self._client.get_registered_model(name).aliases.items():
+                aliases.setdefault((name, int(version)), []).append(alias)
+        return [self._version(v, aliases.get((v.name, int(v.version)), [])) for v in found]
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Points an alias at a version that exists.
@@ -137,7 +182,7 @@ class ModelRegistry:
 
     def promote(self, name: str, version: int, *, alias: str = CHAMPION) -> ModelVersion | None:
         """Makes a version the champion and the one before ``@previous``; returns the one before. Twice is as once."""
-        before = self._holder(name, alias)
+        before = self._look_up(name, alias=alias)
         if before is not None and before.version == version:
             return before
         self.get(name, version=version)
@@ -164,10 +209,19 @@ class ModelRegistry:
             DigestMismatchError: If what was downloaded is not what was registered.
             RegistryError: If it cannot be downloaded.
         """
+        if not re.fullmatch(r"[0-9a-f]{64}", version.digest):
+            raise RegistryError(
+                f"{version.name} version {version.version} has no tag {DIGEST_TAG}: Tiltyard did not register it, and loads "
+                "nothing whose content it cannot check. Register its bundle: ModelRegistry.register"
+            )
         cached = cached_bundle(self._settings, version.digest)
         if cached.is_dir():
-            check_bundle(cached, expect_digest=version.digest)
-            return cached
+            try:
+                check_bundle(cached, expect_digest=version.digest)
+            except ModelError:  # the copy is damaged, not the original: take another
+                shutil.rmtree(cached)
+            else:
+                return cached
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cached.parent) as folder:
             try:
@@ -179,27 +233,22 @@ class ModelRegistry:
                     f"{version.name} version {version.version} could not be fetched from {version.source}: {error}. "
                     "Wanted: MLflow's artifact store within reach."
                 ) from error
-            bundle = next(Path(folder).rglob("MANIFEST.json")).parent
-            check_bundle(bundle, expect_digest=version.digest)
-            if not cached.exists():
-                shutil.move(str(bundle), cached)
+            manifest = next(Path(folder).rglob(MANIFEST), None)
+            if manifest is None:
+                raise RegistryError(
+                    f"What {version.source} holds is no bundle of Tiltyard's: it has no {MANIFEST}. Register the model again."
+                )
+            check_bundle(manifest.parent, expect_digest=version.digest)
+            _move_whole(manifest.parent, cached)
         return cached
 
-    def _holder(self, name: str, alias: str) -> ModelVersion | None:
-        try:
-            return self.get(name, alias=alias)
-        except RegistryError:
-            return None
-
-    def _version(self, found: Any) -> ModelVersion:
-        aliases = found.aliases
-        if not aliases:  # a search leaves them out
-            aliases = self._client.get_model_version(found.name, found.version).aliases
+    @staticmethod
+    def _version(found: Any, aliases: Sequence[str] | None = None) -> ModelVersion:
         return ModelVersion(
             name=found.name,
             version=int(found.version),
             digest=found.tags.get(DIGEST_TAG, ""),
-            aliases=tuple(aliases),
+            aliases=tuple(sorted(found.aliases if aliases is None else aliases)),
             tags=dict(found.tags),
             run_id=found.run_id or "",
             source=found.source,
@@ -212,7 +261,25 @@ def cached_bundle(settings: Settings, digest: str) -> Path:
     return settings.home / "bundles" / digest
 
 
-def _requirements() -> list[str]:
-    from importlib.metadata import version
+def _move_whole(folder: Path, place: Path) -> None:
+    """Renames a finished folder into its place; another process that was there first has put the same there."""
+    try:
+        folder.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
 
-    return [f"{name}=={version(name).split('+')[0]}" for name in ("tiltyard", "torch", "lightgbm", "pyarrow", "numpy")]
+
+def _pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = ask(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _shown(uri: str) -> str:
+    """A store's address without the password that it may hold."""
+    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri)
