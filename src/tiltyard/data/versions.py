@@ -81,8 +81,8 @@ class Check:
     """One rule the rows must keep; ``tiltyard.data.checks`` says which kinds there are and what they take.
 
     Args:
-        kind: ``not_null``, ``range``, ``allowed``, ``unique``, ``matches``, ``row_count``, ``row_count_change``,
-            ``label_balance``, ``freshness`` or ``schema``.
+        kind: ``not_null``, ``range``, ``allowed``, ``matches``, ``unique``, ``schema``, ``row_count``,
+            ``row_count_change``, ``label_balance`` or ``freshness``.
         column: The column it is about, where it is about one.
         columns: The columns it is about, where it is about several (``unique``).
         severity: ``error`` refuses the version; ``warning`` records the failure in it.
@@ -147,6 +147,11 @@ class DatasetSpec:
     card: Card = Card()
 
     def __post_init__(self) -> None:
+        if self.task is not None:
+            try:
+                object.__setattr__(self, "task", Task(self.task))  # a plain string will do
+            except ValueError as error:
+                raise SpecError(f"There is no task {self.task!r}; there are: {', '.join(Task)}.") from error
         if self.task is not None and not self.label:
             raise SpecError(f"A dataset for {self.task} needs its label column: DatasetSpec(task=..., label='...').")
         if self.task in (Task.BINARY, Task.MULTICLASS) and len(self.labels) > 1:
