@@ -6,6 +6,7 @@ are not finite scores NaN, and no other member's score changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from tiltyard.errors import TrainingError
 from tiltyard.types import METRICS, Task
 
 Array = npt.NDArray[np.float64]
+_LEAST = math.log(np.finfo(np.float64).eps)
+"""scikit-learn takes no probability as smaller than this, so that one confident error does not make a loss infinite."""
 
 
 def scores(task: Task, outputs: Tensor, y: Tensor, metrics: Sequence[str]) -> dict[str, Array]:
@@ -35,7 +38,8 @@ def scores(task: Task, outputs: Tensor, y: Tensor, metrics: Sequence[str]) -> di
         raise TrainingError("There are no rows to score; the split is empty. Give it a share of the rows.")
     for name in metrics:
         if name not in METRICS or task not in METRICS[name].tasks:
-            raise TrainingError(f"A {task} task has no metric {name!r}.")
+            known = sorted(n for n, m in METRICS.items() if task in m.tasks)
+            raise TrainingError(f"A {task} task has no metric {name!r}; it has: {', '.join(known)}.")
     finite = torch.isfinite(outputs).all(dim=2).all(dim=1).cpu().numpy()
     found = {name: _SCORES[name](outputs.double(), y, task).cpu().numpy().astype(np.float64) for name in metrics}
     return {name: np.where(finite, value, np.nan) for name, value in found.items()}
@@ -80,8 +84,8 @@ def _log_loss(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
         bce = torch.nn.functional.binary_cross_entropy_with_logits(
             outputs, y.double().expand_as(outputs), reduction="none"
         )
-        return bce.mean((-1, -2))
-    log_p = torch.log_softmax(outputs, -1)
+        return bce.clamp(max=-_LEAST).mean((-1, -2))
+    log_p = torch.log_softmax(outputs, -1).clamp(min=_LEAST)
     return -log_p.gather(-1, y.expand(len(outputs), -1).unsqueeze(-1)).squeeze(-1).mean(-1)
 
 
@@ -134,7 +138,11 @@ def _mae(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
 def _r2(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
     del task
     total = ((y.double() - y.double().mean(0)) ** 2).sum(0)
-    return (1 - ((outputs - y) ** 2).sum(-2) / total).mean(-1)
+    left = ((outputs - y) ** 2).sum(-2)
+    # as scikit-learn: a target that never changes scores 1 where it is met exactly and 0 else
+    constant = (left == 0).double()
+    share: Tensor = left / torch.where(total == 0, 1.0, total)
+    return torch.where(total == 0, constant, 1 - share).mean(-1)
 
 
 _SCORES: dict[str, Callable[[Tensor, Tensor, Task], Tensor]] = {
