@@ -27,7 +27,7 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, create_table_with_add_actions
 
-from tiltyard.data import order, parquet, rows, sources, splits
+from tiltyard.data import checks, order, parquet, rows, sources, splits
 from tiltyard.data.places import Place
 from tiltyard.data.versions import (
     SPLITS,
@@ -128,7 +128,7 @@ def prepare(table: pa.Table, spec: DatasetSpec) -> _Prepared:
         DataError: With the first thing that is wrong.
     """
     table = rows.canonical(table)
-    more = (spec.group, spec.time, spec.split.stratify, *(c.column for c in spec.checks), *spec.sensitive, *spec.ignore)
+    more = (spec.group, spec.time, spec.split.stratify, *spec.sensitive, *spec.ignore)
     for name in (*spec.labels, *spec.keys, *(n for n in more if n)):
         if name not in table.column_names:
             raise DatasetNotFoundError(
@@ -138,6 +138,14 @@ def prepare(table: pa.Table, spec: DatasetSpec) -> _Prepared:
     classes = _label_classes(table, spec)
     row_hash, second = rows.row_lanes(table)
     return _Prepared(table, row_hash, second, splits.assign(table, spec, row_hash), spec, classes)
+
+
+def _run_checks(prepared: _Prepared, draft: DatasetVersion, head: DatasetVersion | None) -> tuple[str, ...]:
+    """Warnings of the declared checks; raises where one refuses the rows."""
+    context = checks.Context(
+        spec=prepared.spec, rows_before=head.num_rows if head else None, now=dt.datetime.now(dt.UTC)
+    )
+    return checks.refuse(draft.name, checks.run(prepared.table, context))
 
 
 class DatasetStore:
@@ -244,16 +252,12 @@ class DatasetStore:
         return known
 
     def _publish_record(self, name: str, entry: Place) -> None:
-        for line in entry.read_bytes().splitlines():
-            action = json.loads(line)
-            if "commitInfo" in action:
-                staged = action["commitInfo"].get("tiltyard.record")
-                if staged:
-                    data = (self.root / name / "staged" / staged).read_json()
-                    version = DatasetVersion.from_json(data)
-                    (self.root / name / "versions" / f"{version.version:08d}.json").write_json(data)
-                    self._known[name][version.version] = version
-                return
+        staged = _staged_record(entry.read_bytes())
+        if staged is not None:
+            data = (self.root / name / "staged" / staged).read_json()
+            version = DatasetVersion.from_json(data)
+            (self.root / name / "versions" / f"{version.version:08d}.json").write_json(data)
+            self._known[name][version.version] = version
 
     # ---- writing -------------------------------------------------------------------------------------------------
 
@@ -334,17 +338,22 @@ class DatasetStore:
                     f"Dataset {name!r} is at version {number}, not at {expect_parent} as expected. Look at what came "
                     f"in between (tiltyard data diff {name}@{expect_parent} {name}@{number}), then commit on top of it."
                 )
-            if prepared is None or based_on != number:
-                fresh = plan(head)
-                if prepared is None or fresh.row_sums != prepared.row_sums or fresh.schema != prepared.schema:
+            try:
+                if prepared is None or based_on != number:
+                    fresh = plan(head)
+                    if prepared is None or fresh.row_sums != prepared.row_sums or fresh.schema != prepared.schema:
+                        self._discard(name, files)
+                        files = ()
+                    prepared, based_on = fresh, number
+                draft = self._draft(name, prepared, head, message)
+                if head and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
                     self._discard(name, files)
-                    files = ()
-                prepared, based_on = fresh, number
-            draft = self._draft(name, prepared, head, message)
-            if head and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
+                    return Commit(version=head, created=False)
+                draft = replace(draft, warnings=_run_checks(prepared, draft, head))
+                files = files or self._write(name, prepared, draft.window_rows)
+            except BaseException:
                 self._discard(name, files)
-                return Commit(version=head, created=False)
-            files = files or self._write(name, prepared, draft.window_rows)
+                raise
             done = self._try_commit(
                 name, replace(draft, files=files, files_digest=files_digest(files)), delta, prepared
             )
@@ -390,11 +399,21 @@ class DatasetStore:
         table = p.table.combine_chunks()
         by_hash = np.argsort(p.row_hash, kind="stable")
         entries: list[FileEntry] = []
-        for code, split in enumerate(SPLITS):
-            places = by_hash[p.codes[by_hash] == code]
-            if len(places):
-                bits = order.window_bits(len(places), window_rows)
-                entries += parquet.write_split(table, p.row_hash, places, split=split, bits=bits, run=run, root=root)
+        try:
+            for code, split in enumerate(SPLITS):
+                places = by_hash[p.codes[by_hash] == code]
+                if len(places):
+                    bits = order.window_bits(len(places), window_rows)
+                    entries += parquet.write_split(
+                        table, p.row_hash, places, split=split, bits=bits, run=run, root=root
+                    )
+        except BaseException:
+            for split in SPLITS:
+                folder = root / f"{rows.SPLIT}={split}"
+                for file in folder.names():
+                    if file.startswith(run):
+                        (folder / file).remove()
+            raise
         return tuple(entries)
 
     def _discard(self, name: str, files: Sequence[FileEntry]) -> None:
@@ -430,12 +449,18 @@ class DatasetStore:
                 )
             else:
                 delta.create_write_transaction(adds, "overwrite", schema, [rows.SPLIT], commit_properties=properties)
-        except Exception as error:
+        except Exception as error:  # anything but a conflict may have landed: what was written stays for `gc` to judge
             if not _is_conflict(error):
                 raise
-            record.remove()
-            return None
+            if self._record_of(name, version.delta_version) != staged:
+                record.remove()
+                return None
         return self._versions(name)[version.version]
+
+    def _record_of(self, name: str, delta_version: int) -> str | None:
+        """The staged record that an entry of the Delta log names: ours, where a retried request was answered 'exists'."""
+        entry = self.root / name / "table" / "_delta_log" / f"{delta_version:020d}.json"
+        return _staged_record(entry.read_bytes()) if entry.exists() else None
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -509,6 +534,16 @@ def conform(table: pa.Table, head: DatasetVersion) -> pa.Table:
                 f"{error}. Convert it first."
             ) from error
     return pa.table(columns)
+
+
+def _staged_record(entry: bytes) -> str | None:
+    """Name of the staged record in an entry of the Delta log; None where another engine wrote it."""
+    for line in entry.splitlines():
+        action = json.loads(line)
+        if "commitInfo" in action:
+            staged = action["commitInfo"].get("tiltyard.record")
+            return None if staged is None else str(staged)
+    return None
 
 
 def _is_conflict(error: Exception) -> bool:

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiltyard.data import rows
+from tiltyard.data import parquet, rows
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import Card, Check, DatasetRef, DatasetSpec, DatasetVersion, SplitSpec
 from tiltyard.errors import CommitConflictError, DataError, DatasetNotFoundError, SpecError
@@ -356,3 +357,46 @@ def test_delta_table_of_a_version_is_readable_by_any_engine(store: DatasetStore)
     plain = DeltaTable(version.uri, version=version.delta_version).to_pyarrow_table()
     assert sorted(plain["id"].to_pylist()) == list(range(90))
     assert set(plain[rows.SPLIT].to_pylist()) == {"train", "validation", "test"}
+
+
+# ---- a commit that does not go as it should ----------------------------------------------------------------------
+
+
+def _files(store: DatasetStore) -> list[Path]:
+    return sorted(p for p in Path(store.root.path).rglob("*") if p.is_file())
+
+
+def test_commit_whose_disk_fills_leaves_no_file(store: DatasetStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit("toy", table(0, 100), spec=SPEC)
+    before = _files(store)
+    real = parquet._write_file
+    written = []
+
+    def full(*args: Any) -> Any:
+        written.append(real(*args))
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        return written[-1]
+
+    monkeypatch.setattr(parquet, "_write_file", full)
+    with pytest.raises(OSError, match="No space"):
+        store.commit("toy", table(0, 200))
+    assert _files(store) == before
+
+
+def test_append_answered_as_conflict_though_it_landed_is_not_done_twice(
+    store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.commit("toy", table(0, 50), spec=SPEC)
+    real = DeltaTable.create_write_transaction
+
+    def lost_answer(self: DeltaTable, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        monkeypatch.undo()
+        raise CommitFailedError("the retried request found that the entry exists")  # S3 after a lost answer
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", lost_answer)
+    added = store.append("toy", table(50, 60))
+    assert (added.created, added.version.version) == (True, 2)
+    assert ids(store, "toy") == list(range(60))
+    assert [v.num_rows for v in DatasetStore(store.root.uri).history("toy")] == [50, 60]
