@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,16 +32,18 @@ def code_digest(
     """SHA-256 over the import closure and the pins; 64 hexadecimal characters.
 
     Args:
-        job_file: The file that describes the experiment; not part of the digest itself (what it describes is in the key),
-            but what it imports is.
+        job_file: The file that describes the experiment; what it imports is part of the digest. It itself is not (what it
+            describes is in the key), unless a model stands in it.
         models: Import paths ``package.module:Name`` of the user's models; families of Tiltyard's are covered by its pin.
-        root: The working directory; modules outside it are not the user's.
+        root: The working directory; modules outside it are not the user's, nor is Tiltyard itself, wherever it lies.
         pins: Versions by package; what is installed where None.
     """
     root = (root or Path.cwd()).resolve()
-    files = closure(_starts(job_file, models, root), root)
+    beside = job_file.resolve().parent if job_file is not None else root
+    files = closure(_starts(None, models, root, beside=beside), root)
     if job_file is not None:
-        files.pop(_relative(job_file.resolve(), root), None)
+        job = _relative(job_file.resolve(), root)
+        files |= {n: data for n, data in closure([job_file.resolve()], root).items() if n != job}
     content = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     body = {"files": content, "pins": dict(pins) if pins is not None else installed_pins()}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
@@ -58,10 +61,18 @@ def installed_pins() -> dict[str, str]:
 
 
 def user_modules(model: str, job_file: Path | None = None, *, root: Path | None = None) -> dict[str, bytes]:
-    """The user's modules that a model needs, by path, so that they can travel with it."""
-    del job_file
+    """The user's modules that a model needs, by the path under which they are imported, so that they can travel with it.
+
+    A module beside the job file is imported without its folder's name (Python puts the folder of a script on its path).
+    """
     root = (root or Path.cwd()).resolve()
-    return closure(_starts(None, [model], root), root)
+    beside = job_file.resolve().parent if job_file is not None else root
+    starts = _starts(None, [model], root, beside=beside)
+    files = closure(starts, root)
+    if beside == root or not beside.is_relative_to(root) or _files_of(model.partition(":")[0], root, root):
+        return files
+    prefix = beside.relative_to(root).as_posix() + "/"
+    return {name.removeprefix(prefix): content for name, content in files.items()}
 
 
 def closure(starts: Iterable[Path], root: Path) -> dict[str, bytes]:
@@ -79,14 +90,15 @@ def closure(starts: Iterable[Path], root: Path) -> dict[str, bytes]:
     return dict(sorted(found.items()))
 
 
-def _starts(job_file: Path | None, models: Sequence[str], root: Path) -> list[Path]:
+def _starts(job_file: Path | None, models: Sequence[str], root: Path, *, beside: Path | None = None) -> list[Path]:
     starts = [job_file.resolve()] if job_file is not None else []
+    beside = job_file.resolve().parent if job_file is not None else (beside or root)
     for model in models:
         module, colon, _ = model.partition(":")
         if not colon:
             continue
-        files = _files_of(module, root, job_file.resolve().parent if job_file else root)
-        if not files and importlib.util.find_spec(module.split(".")[0]) is None:
+        files = _files_of(module, root, beside)
+        if not files and _spec_of(module.split(".")[0]) is None:
             raise SpecError(
                 f"The model {model!r} cannot be imported: there is no module {module!r} under {root} or installed. "
                 "Wanted: 'package.module:Class', importable from the working directory."
@@ -98,8 +110,9 @@ def _starts(job_file: Path | None, models: Sequence[str], root: Path) -> list[Pa
 def _imports(source: bytes, name: str) -> set[str]:
     try:
         tree = ast.parse(source)
-    except SyntaxError as error:
-        raise SpecError(f"{name} is not Python: line {error.lineno}: {error.msg}.") from error
+    except (SyntaxError, ValueError) as error:
+        line = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        raise SpecError(f"{name} is not Python: {line}.") from error
     package = Path(name).parent.parts
     modules = set()
     for node in ast.walk(tree):
@@ -115,12 +128,30 @@ def _imports(source: bytes, name: str) -> set[str]:
 def _files_of(module: str, root: Path, beside: Path) -> list[Path]:
     """The file of a module and the packages above it, where they lie inside the root."""
     parts = module.split(".")
+    if parts[0] == "tiltyard":
+        return []
     files = []
-    for base in dict.fromkeys((root, beside)):
+    for base in dict.fromkeys((root, beside, *_installed_from(parts[0], root))):
         for depth in range(1, len(parts) + 1):
             stem = base.joinpath(*parts[:depth])
             files += [p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()]
-    return [p for p in files if p.resolve().is_relative_to(root) and ".venv" not in p.parts]
+    return [p for p in files if p.resolve().is_relative_to(root) and not {".venv", "site-packages"} & set(p.parts)]
+
+
+def _installed_from(package: str, root: Path) -> list[Path]:
+    """The folder that a package is imported from, where that is inside the root (``src/``, installed as editable)."""
+    spec = _spec_of(package)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    if spec is not None and not places and spec.origin and spec.origin.endswith(".py"):
+        places = [spec.origin]
+    return [p.parent for place in places if (p := Path(place).resolve()).is_relative_to(root)]
+
+
+def _spec_of(package: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a module that was put into sys.modules by hand has none
+        return None
 
 
 def _relative(path: Path, root: Path) -> str:

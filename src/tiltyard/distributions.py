@@ -28,11 +28,25 @@ Value = TypeAliasType("Value", "bool | int | float | str | tuple[Value, ...] | N
 """What one hyperparameter can be: a scalar, or a tuple of them (``hidden=(64, 32)``). JSON lists become tuples."""
 
 
+def _alternatives(value: Any) -> tuple[Any, ...]:
+    """The values of a condition: those of a list or set (in an order that is the same in every process), or one."""
+    if isinstance(value, (set, frozenset)):
+        return tuple(sorted(value, key=repr))
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def all_finite(value: Any) -> bool:
+    """False where a value is, or holds, NaN or an infinity."""
+    if isinstance(value, (list, tuple)):
+        return all(all_finite(v) for v in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 class Distribution(BaseModel):
     """Base of all. ``only_if`` makes a space conditional: the parameter exists where all its conditions hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    only_if: dict[str, tuple[Any, ...]] | None = Field(default=None, repr=False)
+    only_if: dict[str, tuple[Value, ...]] | None = Field(default=None, repr=False)
 
     def when(self, **conditions: Any) -> Any:
         """The same distribution, drawn only where other parameters have the given value or one of a list of values.
@@ -40,7 +54,7 @@ class Distribution(BaseModel):
         >>> uniform(0.5, 0.99).when(optimizer=["momentum", "nesterov"]).only_if
         {'optimizer': ('momentum', 'nesterov')}
         """
-        wanted = {k: tuple(v) if isinstance(v, (list, set, frozenset)) else (v,) for k, v in conditions.items()}
+        wanted = {name: _alternatives(value) for name, value in conditions.items()}
         return self.model_copy(update={"only_if": {**(self.only_if or {}), **wanted}})
 
     @model_serializer(mode="wrap")
@@ -58,7 +72,7 @@ class _Range(Distribution):
 
     @model_validator(mode="after")
     def _ordered(self) -> Any:
-        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+        if not math.isfinite(self.high - self.low):
             raise ValueError(f"the range {self.low} to {self.high} is not finite")
         if self.low >= self.high:
             raise ValueError(f"the range is reversed or empty: low {self.low} is not below high {self.high}; swap them")
@@ -112,6 +126,8 @@ class Choice(Distribution):
             raise ValueError("a choice among no values; give it at least one")
         if len(set(map(repr, self.values))) < len(self.values):
             raise ValueError(f"a choice lists the same value twice: {self.values}")
+        if not all_finite(self.values):
+            raise ValueError(f"a choice among {self.values}: NaN and infinities are no hyperparameters")
         return self
 
 

@@ -23,13 +23,15 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
     model_validator,
 )
 
-from tiltyard.distributions import AnyDistribution, Choice, Value
+from tiltyard.distributions import AnyDistribution, Choice, Distribution, Value, all_finite
 from tiltyard.errors import SpecError
 from tiltyard.types import METRICS, DatasetRef, Mode, check_name
 
@@ -37,8 +39,33 @@ MEANING = 1
 """Version of what the set fields mean. Raise it only when an experiment written earlier would now do other work."""
 
 
+def _fixed(value: Any) -> Any:
+    if not _is_value(value):
+        raise ValueError(
+            f"a hyperparameter is a number, a text, True, False, None or a tuple of those; found {type(value).__name__}"
+        )
+    if not all_finite(value):
+        raise ValueError(f"{value!r}: NaN and infinities are no hyperparameters")
+    return _tuples(value)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_value(v) for v in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _searched(value: Any) -> Any:
+    if not isinstance(value, (Distribution, dict)):
+        raise ValueError(  # noqa: TRY004 - pydantic wants it so
+            f"a distribution is wanted, e.g. uniform(0, 1) or choice(1, 2); found {_short(value)}. What is the same in "
+            "every trial belongs in fixed"
+        )
+    return value
 
 
 def _ref(value: Any) -> Any:
@@ -47,7 +74,7 @@ def _ref(value: Any) -> Any:
 
 Name = Annotated[str, AfterValidator(lambda name: check_name(name, "Name"))]
 Ref = Annotated[DatasetRef, BeforeValidator(_ref), PlainSerializer(str)]
-FixedValue = Annotated[Value, BeforeValidator(_tuples)]
+FixedValue = Annotated[Value, BeforeValidator(_fixed)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -81,13 +108,14 @@ class Variant(_Spec):
             import path ``package.module:Class`` of a ``torch.nn.Module`` or of a function that returns one.
         fixed: Hyperparameters that every trial of the variant shares.
         space: Hyperparameters that are searched.
-        trials: How many of the search's trials this variant gets on each dataset; None shares them out evenly.
+        trials: How many of the search's trials this variant gets on each dataset; None shares out evenly what the others
+            leave. Where every variant says it, the numbers are weights of the search's trials.
     """
 
     name: Name
     model: str = Field(min_length=1)
     fixed: dict[str, FixedValue] = {}
-    space: dict[str, AnyDistribution] = {}
+    space: dict[str, Annotated[AnyDistribution, BeforeValidator(_searched)]] = {}
     trials: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -96,10 +124,16 @@ class Variant(_Spec):
         if both:
             raise ValueError(f"{both} stand in fixed and in space; keep each in one")
         for name, dist in self.space.items():
-            for other in dist.only_if or {}:
+            for other, wanted in (dist.only_if or {}).items():
                 if other not in self.space and other not in self.fixed:
                     raise ValueError(
                         f"{name} is drawn only if {other} has some value, but {other} is neither fixed nor in space"
+                    )
+                options = self.space.get(other)
+                never = [v for v in wanted if isinstance(options, Choice) and v not in options.values]
+                if isinstance(options, Choice) and never:
+                    raise ValueError(
+                        f"{name} is drawn only if {other} is {never[0]!r}, which is not among its choices {options.values}"
                     )
                 if other == name:
                     raise ValueError(
@@ -138,11 +172,23 @@ class Hyperband(_Spec):
     eta: int = Field(default=3, ge=2)
 
 
+def _which(value: Any) -> str:
+    fields = value if isinstance(value, dict) else vars(value) if isinstance(value, BaseModel) else {}
+    return _TAGS[1] if "max_epochs" in fields else _TAGS[0]
+
+
+_TAGS = ("Halving", "Hyperband")
+EarlyStopping = Annotated[
+    Annotated[Halving, Tag(_TAGS[0])] | Annotated[Hyperband, Tag(_TAGS[1])], Discriminator(_which)
+]
+
+
 class Search(_Spec):
     """How configurations are chosen.
 
     Args:
-        trials: Trials per dataset, over all variants together.
+        trials: Trials per dataset, over all variants together; each variant gets at least one, a variant without a space
+            one. A grid without it is tried whole.
         algorithm: ``random``, ``sobol``, ``grid`` (every combination of the choices), or ``tpe`` (Optuna,
             a generation at a time).
         halving: `Halving`, `Hyperband` or None for no early stopping.
@@ -153,7 +199,7 @@ class Search(_Spec):
 
     trials: int = Field(default=64, ge=1)
     algorithm: Literal["random", "sobol", "grid", "tpe"] = "random"
-    halving: Halving | Hyperband | None = None
+    halving: EarlyStopping | None = None
     epochs: int | None = Field(default=None, ge=1)
     points: dict[str, tuple[dict[str, FixedValue], ...]] = {}
     generation: int = Field(default=16, ge=1)
@@ -308,11 +354,13 @@ class Experiment(_Spec):
         if unknown:
             raise ValueError(f"search.points names {unknown}, which are not variants")
         for variant in self.variants:
-            searched = self.search.trials if variant.trials is None else variant.trials
-            if not variant.space and searched > 1 and len(self.variants) == 1 and self.search.algorithm != "grid":
+            alone = self.search.trials if len(self.variants) == 1 else 1
+            searched = alone if variant.trials is None else variant.trials
+            distinct = max(1, len(self.search.points.get(variant.name, ())))
+            if not variant.space and searched > distinct and self.search.algorithm != "grid":
                 raise ValueError(
                     f"variant {variant.name!r} has an empty space, yet {searched} trials were asked for; "
-                    "they would all be the same trial. Give it a space, or trials=1"
+                    f"they would all be the same trial. Give it a space, or trials={distinct}"
                 )
             if self.search.algorithm == "grid":
                 rest = sorted(n for n, d in variant.space.items() if not isinstance(d, Choice))
@@ -384,7 +432,7 @@ def explain(what: str, error: ValidationError) -> str:
     """A pydantic error in our words: the field, what was found, what was wanted."""
     lines = []
     for e in error.errors(include_url=False):
-        where = ".".join(str(p) for p in e["loc"])
+        where = ".".join(str(p) for p in e["loc"] if p not in _TAGS)
         found = e.get("input")
         message = str(e["msg"]).removeprefix("Value error, ")
         if e["type"] == "extra_forbidden":

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
-from tiltyard.errors import SpecError
+from tiltyard.errors import SpecError, TiltyardError
 from tiltyard.experiment import Experiment
 
 
@@ -26,7 +27,12 @@ def load_experiment(path: str | Path, *, function: str = "experiment") -> Experi
         raise SpecError(
             f"{path} has no function {function}(). Wanted: `def {function}() -> Experiment`, as in jobs/first_sweep.py."
         )
-    experiment = build()
+    try:
+        experiment = build()
+    except TiltyardError:
+        raise
+    except Exception as error:
+        raise SpecError(f"{function}() failed: {_told(error, Path(path))}") from error
     if not isinstance(experiment, Experiment):
         raise SpecError(f"{function}() in {path} returned {type(experiment).__name__}; an Experiment is wanted.")
     return experiment
@@ -43,8 +49,22 @@ def load_module(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise SpecError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # while it loads: dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError, NameError, AttributeError) as error:
-        raise SpecError(f"{path} could not be imported: {type(error).__name__}: {error}") from error
+    except TiltyardError:
+        raise
+    except Exception as error:
+        raise SpecError(f"{path} could not be imported: {_told(error, path)}") from error
+    finally:
+        sys.modules.pop(spec.name, None)  # no other process has it: what it defines travels by value
     return module
+
+
+def _told(error: Exception, path: Path) -> str:
+    """The error, and the last line of the job file that it came through."""
+    lines = [
+        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()
+    ]
+    where = f"{path}, line {lines[-1]}: " if lines else ""
+    return f"{where}{type(error).__name__}: {error}"

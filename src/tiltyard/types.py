@@ -109,10 +109,11 @@ class DatasetRef:
 
     def __post_init__(self) -> None:
         check_name(self.name, "Dataset")
-        if self.version is not None and (isinstance(self.version, bool) or self.version < 1):
+        number = self.version is None or (isinstance(self.version, int) and not isinstance(self.version, bool))
+        if not number or (self.version is not None and self.version < 1):
             raise SpecError(
-                f"Dataset {self.name!r} was asked for at version {self.version}; versions count from 1. "
-                f"See them: tiltyard data history {self.name}"
+                f"Dataset {self.name!r} was asked for at version {self.version!r}; versions count from 1. "
+                f"See them: tiltyard data show {self.name}"
             )
 
     @classmethod
@@ -123,7 +124,7 @@ class DatasetRef:
             SpecError: If the version is not a whole number above 0, or the name is not usable.
         """
         name, at, version = text.partition("@")
-        if at and not version.isdigit():
+        if at and not (version.isascii() and version.isdigit()):
             raise SpecError(f"{text!r} is not NAME or NAME@VERSION: {version!r} is not a whole number above 0.")
         return cls(name, int(version) if at else None)
 

@@ -42,3 +42,22 @@ def test_load_experiment_from_a_wrong_file_says_what_is_wrong(tmp_path: Path, te
 def test_load_experiment_without_a_file_names_the_path(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"absent\.py"):
         load_experiment(tmp_path / "absent.py")
+
+
+def test_load_experiment_with_an_error_inside_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"job\.py, line 3: KeyError: 'x'"):
+        load_experiment(write(tmp_path, "def experiment():\n    d = {}\n    return d['x']\n"))
+    with pytest.raises(SpecError, match=r"job\.py, line 2: ZeroDivisionError"):
+        load_experiment(write(tmp_path, "x = 1\nx / 0\n"))
+
+
+def test_load_experiment_that_is_refused_passes_the_reason_on(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no metric 'acuracy'"):
+        load_experiment(write(tmp_path, GOOD.replace("accuracy", "acuracy")))
+
+
+def test_load_experiment_of_a_file_with_a_dataclass_returns_it(tmp_path: Path) -> None:
+    head = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\n"
+    )
+    assert load_experiment(write(tmp_path, head + GOOD)).name == "x"

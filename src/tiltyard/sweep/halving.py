@@ -64,7 +64,7 @@ class PackLost:
 
 @dataclass(frozen=True, slots=True)
 class PackStopped:
-    """The pack was ended because the sweep was; its members go on from here another time."""
+    """The pack was ended because the sweep was: nothing more starts, and its members go on from here another time."""
 
     pack_id: str
     reason: str
@@ -204,6 +204,7 @@ class Machine:
         if isinstance(event, PackStopped):
             for cell in pack.cells:
                 self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
+            self._halt(event.reason)
             return
         rung = self._rungs[pack.group]
         for cell in pack.cells:
@@ -260,8 +261,11 @@ class Machine:
             return
         rung.outstanding.discard(cell)
         rung.scores[cell] = score
-        epoch = rung.group.rungs[rung.index]
-        self._states[cell] = TrialState(state="waiting", epoch=epoch, score=score)
+        epoch, last = rung.group.rungs[rung.index], rung.index == len(rung.group.rungs) - 1
+        state = TrialState(state="done" if last else "waiting", epoch=epoch, score=score)
+        if self._halted is not None and not last:
+            state = replace(state, state="interrupted", reason=self._halted)
+        self._states[cell] = state
 
     def _fail(self, rung: _Rung, cell: str, reason: str) -> None:
         rung.outstanding.discard(cell)
@@ -279,8 +283,6 @@ class Machine:
         keep = len(ranked) if last else max(1, math.ceil(rung.group.keep * len(ranked))) if ranked else 0
         kept, stopped = ranked[:keep], ranked[keep:]
         epoch = rung.group.rungs[rung.index]
-        for trial in kept if last else ():
-            self._states[trial.cell] = replace(self._states[trial.cell], state="done")
         for trial in stopped:
             self._states[trial.cell] = replace(
                 self._states[trial.cell],
@@ -298,13 +300,14 @@ class Machine:
                 reason=f"best {keep} of {len(ranked)} by {self._metric} at epoch {epoch}",
             )
         )
-        if not last and kept:
+        if not last and kept and self._halted is None:
             self._open(rung.group, rung.index + 1, sorted(kept, key=lambda t: t.index))
 
     def _halt(self, reason: str) -> None:
-        self._halted = reason
+        """Nothing starts any more; what has not ended is interrupted, and goes on from here another time."""
+        self._halted = self._halted or reason
         for ready in self._ready.values():
             ready.clear()
         for cell, state in self._states.items():
             if state.state in {"planned", "waiting"}:
-                self._states[cell] = replace(state, state="interrupted", reason=reason)
+                self._states[cell] = replace(state, state="interrupted", reason=self._halted)

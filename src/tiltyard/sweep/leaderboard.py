@@ -19,10 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tiltyard.errors import SpecError
 from tiltyard.types import Mode
 
 SCHEMA_VERSION = 1
 BOOTSTRAPS = 2000
+BOOTSTRAP_CELLS = 4_000_000
+"""Resamples x rows that are drawn at once: 64 MB, however many rows the test split has."""
 Array = npt.NDArray[np.float64]
 
 
@@ -40,6 +43,8 @@ class Result:
     score: float | None
     reason: str | None
     config: Mapping[str, Any]
+    beside: tuple[float, ...] = ()
+    """The scores recorded beside the ranking one, in the objective's order, signed so that larger is better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,19 +98,36 @@ class Leaderboard:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Leaderboard:
-        """Reads what `to_json` gave."""
+        """Reads what `to_json` gave.
+
+        Raises:
+            SpecError: If a newer Tiltyard wrote it.
+        """
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise SpecError(
+                f"This leaderboard has schema version {data.get('schema_version')}; this Tiltyard reads version "
+                f"{SCHEMA_VERSION}. Read it with the Tiltyard that wrote it, or newer."
+            )
         fields = {k: v for k, v in data.items() if k != "schema_version"}
-        fields["tables"] = {
-            dataset: tuple(Row(**{**r, "test": TestScore(**r["test"]) if r["test"] else None}) for r in rows)
-            for dataset, rows in fields["tables"].items()
-        }
+        fields["tables"] = {dataset: tuple(_row(r) for r in rows) for dataset, rows in fields["tables"].items()}
         return cls(**fields)
 
 
-def rank(results: Sequence[Result], mode: Mode) -> list[Result]:
-    """Best first: by how far training went, then score, then the trial's place in the plan.
+def _row(data: Mapping[str, Any]) -> Row:
+    test = TestScore(**data["test"]) if data["test"] else None
+    return Row(**{**data, "test": test, "config": {k: _tuples(v) for k, v in data["config"].items()}})
 
-    A trial that was stopped early is below every trial that trained longer, whatever its score then was.
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as the tuples that a configuration has."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def rank(results: Sequence[Result], mode: Mode) -> list[Result]:
+    """Best first: by how far training went, score, the scores beside it, then the trial's place in the plan.
+
+    A trial that was stopped early is below every trial that trained longer, whatever its score then was. On a small
+    validation split many trials have the very same accuracy; the scores beside it (log loss) tell them apart.
     """
     return sorted(
         results,
@@ -113,6 +135,7 @@ def rank(results: Sequence[Result], mode: Mode) -> list[Result]:
             r.score is None or r.state in {"failed", "interrupted"},
             -r.epoch,
             -mode.sign * r.score if r.score is not None else 0.0,
+            tuple(-value for value in r.beside),
             r.dataset,
             r.variant,
             r.index,
@@ -187,8 +210,12 @@ def bootstrap_means(per_row: Array, *, seed: int = 0, draws: int = BOOTSTRAPS) -
     """Means of resampled rows: ``per_row`` (rows,) or (rows, models) gives (draws,) or (draws, models)."""
     rng = np.random.default_rng(seed)
     n = len(per_row)
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
-    return np.asarray(counts @ per_row / n)
+    at_once = max(1, BOOTSTRAP_CELLS // n)
+    means = []
+    for start in range(0, draws, at_once):
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, draws - start)).astype(np.float64)
+        means.append(counts @ per_row / n)
+    return np.concatenate(means)
 
 
 def ties_with_best(per_row: Mapping[str, Array], mode: Mode, *, alpha: float = 0.05, seed: int = 0) -> frozenset[str]:

@@ -7,17 +7,18 @@ on one dataset; they are compared with each other rung by rung.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tiltyard.errors import SpecError
-from tiltyard.experiment import Experiment, Halving, Variant, digest_of
+from tiltyard.experiment import Experiment, Halving, Hyperband, Search, Variant, digest_of
 from tiltyard.sweep.space import draw
 from tiltyard.types import METRICS, Task
 
 CELL_SCHEMA = 1
 """Part of every cell: raised when training comes to mean something else for the same configuration."""
+_ENDLESS = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,9 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
     Raises:
         SpecError: If a metric, model or configuration does not fit a dataset; nothing was started.
     """
+    _check_honoured(experiment)
     for ref in experiment.datasets:
-        _check_metrics(experiment, facts[ref.name])
+        _check_dataset(experiment, facts[ref.name])
     key = experiment.key({n: f.content_digest for n, f in facts.items()}, code_digest)
     shares = _shares(experiment)
     groups = tuple(
@@ -99,10 +101,50 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
         for ref in experiment.datasets
         for variant in experiment.variants
     )
+    _check_apart(groups)
     return Plan(key=key, groups=groups)
 
 
-def _check_metrics(experiment: Experiment, facts: DatasetFacts) -> None:
+def _check_honoured(experiment: Experiment) -> None:
+    """Refuses what can be written down but is not done yet: a field that nothing obeys would be a lie."""
+    search, budget = experiment.search, experiment.budget
+    wanted = {
+        "search.algorithm='tpe'": search.algorithm == "tpe",
+        "search.generation": "generation" in search.model_fields_set,
+        "search.halving=Hyperband(...)": isinstance(search.halving, Hyperband),
+        "search.replicates": search.replicates > 0,
+        "budget.trials": budget.trials is not None,
+        "budget.cpu_hours": budget.cpu_hours is not None,
+        "budget.gpu_hours": budget.gpu_hours is not None,
+        "budget.team": budget.team is not None,
+    }
+    refused = [what for what, is_set in wanted.items() if is_set]
+    if refused:
+        raise SpecError(
+            f"{', '.join(refused)}: this version of Tiltyard does not do that yet, and would otherwise ignore it. Leave it "
+            "out: there are random, sobol and grid search, Halving or a number of epochs, and budget.wall_s."
+        )
+
+
+def _check_apart(groups: Sequence[Group]) -> None:
+    """No trial stands in two groups: the result of one would be taken for that of the other."""
+    seen: dict[str, Trial] = {}
+    for trial in (t for g in groups for t in g.trials):
+        other = seen.setdefault(trial.cell, trial)
+        if other is not trial:
+            raise SpecError(
+                f"Variants {other.variant!r} and {trial.variant!r} share a trial on {trial.dataset}: same model, same "
+                f"configuration, same seed {trial.seed}. Drop one of the two, or leave out the fixed seed."
+            )
+
+
+def _check_dataset(experiment: Experiment, facts: DatasetFacts) -> None:
+    for split in ("train", "validation"):
+        if not facts.split_rows.get(split, 0):
+            raise SpecError(
+                f"Dataset {facts.name}@{facts.version} has no rows in its {split} split (rows: {dict(facts.split_rows)}). "
+                "Training needs both; commit a version with other split fractions."
+            )
     for name in experiment.objective.metrics:
         if facts.task not in METRICS[name].tasks:
             have = sorted(m.name for m in METRICS.values() if facts.task in m.tasks)
@@ -113,27 +155,42 @@ def _check_metrics(experiment: Experiment, facts: DatasetFacts) -> None:
 
 
 def _shares(experiment: Experiment) -> dict[str, int]:
-    """Trials of each variant on each dataset: what it asked for, the rest shared out evenly."""
+    """Trials of each variant on each dataset.
+
+    A variant gets what it asks for, the others share the rest evenly; where every variant asks, their numbers are
+    weights, so that ``--trials`` scales all of them. Each gets at least one, and none more than it can have: a grid's
+    combinations, or one trial (one a point) where nothing is searched. A grid without a number of trials is tried whole.
+    """
+    search, total = experiment.search, experiment.search.trials
+    most = {v.name: _most(v, search) for v in experiment.variants}
     asked = {v.name: v.trials for v in experiment.variants if v.trials is not None}
-    total = experiment.search.trials
-    if experiment.search.algorithm == "grid":
-        return {v.name: v.trials or 1 << 30 for v in experiment.variants}
-    open_ended = [v.name for v in experiment.variants if v.trials is None]
-    if not open_ended:  # their numbers are weights: --trials then scales all of them
-        return _apportion(asked, total)
-    rest = max(len(open_ended), total - sum(asked.values()))
-    return asked | {name: rest // len(open_ended) + (i < rest % len(open_ended)) for i, name in enumerate(open_ended)}
+    if search.algorithm == "grid" and "trials" not in search.model_fields_set:
+        return {name: min(n, asked.get(name, n)) for name, n in most.items()}
+    rest = [name for name in most if name not in asked]
+    if rest:
+        shares = asked if sum(asked.values()) + len(rest) <= total else _apportion(asked, most, total - len(rest))
+        shares = {name: min(n, most[name]) for name, n in shares.items()}
+        return shares | _apportion(dict.fromkeys(rest, 1), most, total - sum(shares.values()))
+    return _apportion(asked, most, total)
 
 
-def _apportion(weights: Mapping[str, int], total: int) -> dict[str, int]:
-    """Largest remainders; each gets at least one."""
+def _most(variant: Variant, search: Search) -> int:
+    """The most trials that a variant can have on a dataset without training one twice."""
+    points = len(search.points.get(variant.name, ()))
+    if search.algorithm == "grid":
+        return len(draw(variant, algorithm="grid", n=_ENDLESS, seed=0, points=search.points.get(variant.name, ())))
+    return _ENDLESS if variant.space else max(1, points)
+
+
+def _apportion(weights: Mapping[str, int], most: Mapping[str, int], total: int) -> dict[str, int]:
+    """Shares a total out by weights: each at least one, none above its most, the rest to whoever is furthest below."""
     whole = sum(weights.values())
-    exact = {n: w * total / whole for n, w in weights.items()}
-    shares = {n: max(1, int(e)) for n, e in exact.items()}
-    for name in sorted(exact, key=lambda n: int(exact[n]) - exact[n]):
-        if sum(shares.values()) >= total:
+    shares = dict.fromkeys(weights, 1)
+    for _ in range(total - len(shares)):
+        open_ended = [name for name, n in shares.items() if n < most[name]]
+        if not open_ended:
             break
-        shares[name] += 1
+        shares[max(open_ended, key=lambda name: weights[name] * total / whole - shares[name])] += 1
     return shares
 
 
@@ -152,9 +209,18 @@ def _group(experiment: Experiment, variant: Variant, facts: DatasetFacts, n: int
     else:
         rungs, keep = (search.max_epochs,), 1.0
     name = f"{variant.name}@{facts.name}"
-    trials = tuple(_trial(experiment, variant, facts, name, i, c, code_digest) for i, c in enumerate(configs))
+    drawn = [_trial(experiment, variant, facts, name, i, c, code_digest) for i, c in enumerate(configs)]
+    distinct: dict[str, Trial] = {}
+    for trial in drawn:  # where the seed is fixed or searched, a draw may come twice
+        distinct.setdefault(trial.cell, trial)
     return Group(
-        name=name, variant=variant.name, model=variant.model, dataset=facts.name, rungs=rungs, keep=keep, trials=trials
+        name=name,
+        variant=variant.name,
+        model=variant.model,
+        dataset=facts.name,
+        rungs=rungs,
+        keep=keep,
+        trials=tuple(distinct.values()),
     )
 
 
@@ -167,7 +233,11 @@ def _trial(
     config: Mapping[str, Any],
     code_digest: str,
 ) -> Trial:
-    seed = int(config.get("seed", _trial_seed(experiment.seed, group, index)))
+    seed = config.get("seed", _trial_seed(experiment.seed, group, index))
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise SpecError(
+            f"Variant {variant.name!r} sets seed to {seed!r}; a whole number from 0 to 2**31 - 1 is wanted."
+        )
     cell = digest_of(
         {
             "schema": CELL_SCHEMA,

@@ -1,8 +1,8 @@
 """Draws configurations from a variant's search space. Pure: the same arguments give the same configurations.
 
 Random and Sobol are sequences: the first ``m`` of ``n`` draws are the ``m`` draws, so that asking for more trials later
-keeps those already done. Each parameter of each draw has its own stream, keyed by (seed, parameter, draw): adding a
-parameter to a space moves no other parameter's values.
+keeps those already done. In a random search each parameter of each draw has its own stream, keyed by (seed, parameter,
+draw): adding a parameter to a space moves no other parameter's values. (Sobol's points fill the space together.)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tiltyard.errors import SpecError
 from tiltyard.experiment import Variant
 
 Config = dict[str, Any]
+LARGEST_GRID = 100_000
 
 
 def draw(
@@ -27,20 +28,22 @@ def draw(
 
     Args:
         variant: Whose space and fixed values.
-        algorithm: ``random``, ``sobol`` or ``grid``; a grid is every combination, at most ``n`` of them.
+        algorithm: ``random``, ``sobol`` or ``grid``; a grid is every combination, at most ``n`` of them, without those
+            that are points.
         n: How many.
         seed: Another seed, other draws.
         points: Tried first, as they are, over the fixed values.
 
     Raises:
-        SpecError: If a point names a parameter that the variant has not.
+        SpecError: If a point names a parameter that the variant has not, or a grid is too large to be written out.
     """
     first = [_point(variant, p) for p in points][:n]
     rest = n - len(first)
     if rest <= 0:
         return first
     if algorithm == "grid":
-        return first + [_resolve(variant, c) for c in _grid(variant)][:rest]
+        tried = {_words(c) for c in first}
+        return first + [c for c in grid(variant) if _words(c) not in tried][:rest]
     uniform = _sobol if algorithm == "sobol" else _random
     return first + [_resolve(variant, _map(variant, row)) for row in uniform(variant, rest, seed)]
 
@@ -84,9 +87,10 @@ def _map(variant: Variant, unit: Mapping[str, float]) -> Config:
 def value_at(dist: Distribution, u: float) -> Any:
     """The value of a distribution at quantile ``u`` in [0, 1)."""
     if isinstance(dist, Uniform):
-        return dist.low + u * (dist.high - dist.low)
+        return min(dist.high, dist.low + u * (dist.high - dist.low))
     if isinstance(dist, LogUniform):
-        return math.exp(math.log(dist.low) + u * (math.log(dist.high) - math.log(dist.low)))
+        drawn = math.exp(math.log(dist.low) + u * (math.log(dist.high) - math.log(dist.low)))
+        return min(dist.high, max(dist.low, drawn))  # exp(log(x)) may miss x by a rounding
     if isinstance(dist, IntUniform):
         if dist.log:
             low, high = math.log(dist.low - 0.5), math.log(dist.high + 0.5)
@@ -97,9 +101,26 @@ def value_at(dist: Distribution, u: float) -> Any:
     raise SpecError(f"{type(dist).__name__} is not a distribution that can be drawn from.")
 
 
-def _grid(variant: Variant) -> list[Config]:
+def _words(config: Config) -> str:
+    """A configuration as text: True and 1 are two values, and a tuple of tuples is one."""
+    return repr(sorted(config.items()))
+
+
+def grid(variant: Variant) -> list[Config]:
+    """Every combination of the choices, each once: where conditions fail, combinations that differ in nothing are one."""
     axes = [(name, dist.values) for name, dist in variant.space.items() if isinstance(dist, Choice)]
-    return [dict(zip([n for n, _ in axes], values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
+    names = [name for name, _ in axes]
+    size = math.prod(len(values) for _, values in axes)
+    if size > LARGEST_GRID:
+        raise SpecError(
+            f"The grid of variant {variant.name!r} has {size:,} combinations; at most {LARGEST_GRID:,} are written out. "
+            "Take choices away, or search it with algorithm='random' and a number of trials."
+        )
+    found: dict[str, Config] = {}
+    for values in itertools.product(*(values for _, values in axes)):
+        config = _resolve(variant, dict(zip(names, values, strict=True)))
+        found.setdefault(_words(config), config)
+    return list(found.values())
 
 
 def _resolve(variant: Variant, drawn: Config) -> Config:
