@@ -17,13 +17,15 @@ import pyarrow as pa
 from tiltyard.codedigest import user_modules
 from tiltyard.data.store import DatasetStore
 from tiltyard.experiment import Experiment
-from tiltyard.registry.bundle import BundleSpec, check_bundle, read_bundle, write_bundle
+from tiltyard.journal import Journal
+from tiltyard.registry.bundle import BundleSpec, read_bundle, write_bundle
 from tiltyard.registry.lineage import Lineage
 from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.finals import row_scores
 from tiltyard.sweep.engine.launch import Outcome
 from tiltyard.sweep.engine.predict import open_trial
+from tiltyard.sweep.leaderboard import Row
 from tiltyard.training import split_config
 
 SERVED_BATCH_ROWS = 4096
@@ -67,31 +69,79 @@ def model_name(experiment: str, dataset: str) -> str:
 def crown(
     settings: Settings, experiment: Experiment, outcome: Outcome, *, code_digest: str, job_file: Path | None
 ) -> list[Crowned]:
-    """Registers the winner of each dataset and points the experiment's alias at it."""
+    """Registers the winner of each dataset and points the experiment's alias at it.
+
+    Once for each key, by the journal: an experiment that is answered from its record does not take the title back from
+    whoever was promoted since.
+    """
     if experiment.champion is None:
         return []
     registry = ModelRegistry(settings)
     crowned = []
-    for dataset in outcome.leaderboard.tables:
-        best = outcome.leaderboard.best(dataset)
-        if best is None or best.state != "done":
-            continue
-        name = model_name(experiment.name, dataset)
-        with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder:
-            bundle = Path(folder) / "bundle"
-            lineage = _bundle(experiment, outcome, best.cell, bundle, code_digest, job_file)
-            known = registry.find(name, check_bundle(bundle))
-            run_id = outcome.run_ids.get(best.cell) or outcome.parent_run_id or ""
-            registered = known or registry.register(name, bundle, run_id=run_id, tags=lineage.to_tags())
-        registry.promote(name, registered.version, alias=experiment.champion.alias)
-        model = registry.get(name, version=registered.version)
-        crowned.append(Crowned(dataset=dataset, model=model, trial=best.name, is_new=known is None))
+    with Journal.open(settings.journal_uri) as journal:
+        for dataset in outcome.leaderboard.tables:
+            best = outcome.leaderboard.best(dataset)
+            if best is None or best.state != "done":
+                continue
+            name = model_name(experiment.name, dataset)
+            model = _crowned_before(journal, registry, name, outcome.plan.key)
+            is_new = model is None
+            if model is None:
+                model = _crown_one(registry, experiment, outcome, best, name, code_digest, job_file)
+                journal.decide(
+                    kind="champion",
+                    subject=name,
+                    actor="sweep",
+                    evidence={
+                        "key": outcome.plan.key,
+                        "cell": best.cell,
+                        "version": model.version,
+                        "digest": model.digest,
+                        "dataset": dataset,
+                        "validation": best.validation,
+                    },
+                    reasons=[
+                        f"best of {len(outcome.leaderboard.tables[dataset])} trials by {outcome.leaderboard.metric}"
+                    ],
+                    outcome=f"version {model.version} is @{experiment.champion.alias}",
+                    once=f"champion/{outcome.plan.key}/{dataset}",
+                )
+            crowned.append(Crowned(dataset=dataset, model=model, trial=best.name, is_new=is_new))
     return crowned
+
+
+def _crowned_before(journal: Journal, registry: ModelRegistry, name: str, key: str) -> ModelVersion | None:
+    """The version that this key registered earlier, if it did and the registry still has it."""
+    versions = [
+        d.evidence["version"] for d in journal.decisions(kind="champion", subject=name) if d.evidence.get("key") == key
+    ]
+    known = {v.version: v for v in registry.versions(name)} if versions else {}
+    return known.get(versions[-1]) if versions else None
+
+
+def _crown_one(
+    registry: ModelRegistry,
+    experiment: Experiment,
+    outcome: Outcome,
+    best: Row,
+    name: str,
+    code_digest: str,
+    job_file: Path | None,
+) -> ModelVersion:
+    assert experiment.champion is not None
+    with tempfile.TemporaryDirectory(prefix="tiltyard-") as folder:
+        bundle = Path(folder) / "bundle"
+        _bundle(experiment, outcome, best.cell, bundle, code_digest, job_file)
+        run_id = outcome.run_ids.get(best.cell) or outcome.parent_run_id or ""
+        score = f"validation_{experiment.objective.metric}"
+        registered = registry.register(name, bundle, run_id=run_id, score=score)
+    registry.promote(name, registered.version, alias=experiment.champion.alias)
+    return registry.get(name, version=registered.version)
 
 
 def _bundle(
     experiment: Experiment, outcome: Outcome, cell: str, folder: Path, code_digest: str, job_file: Path | None
-) -> Lineage:
+) -> None:
     trial = next(t for t in outcome.plan.trials if t.cell == cell)
     row = next(r for r in outcome.results if r.cell == cell)
     prepared = outcome.prepared[trial.dataset]
@@ -132,7 +182,6 @@ def _bundle(
         preprocessor=prepared.preprocessor,
         user_code=user_modules(trial.model, job_file) if ":" in trial.model else None,
     )
-    return lineage
 
 
 def check_served(

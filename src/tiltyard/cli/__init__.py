@@ -39,7 +39,7 @@ class CommandEntry:
     panel: str = "Commands"
 
 
-_SWEEP, _RESULTS, _MACHINE = "Sweeps", "Results", "This machine"
+_SWEEP, _DATA, _RESULTS, _MACHINE = "Sweeps", "Data", "Results", "This machine"
 
 COMMANDS: dict[str, CommandEntry] = {
     entry.name: entry
@@ -50,6 +50,12 @@ COMMANDS: dict[str, CommandEntry] = {
             module="tiltyard.cli.run",
             command="run",
             panel=_SWEEP,
+        ),
+        CommandEntry(
+            name="data",
+            summary="Commit datasets, look at them, and compare their versions.",
+            module="tiltyard.cli.data",
+            panel=_DATA,
         ),
         CommandEntry(
             name="leaderboard",
@@ -70,6 +76,12 @@ COMMANDS: dict[str, CommandEntry] = {
             summary="Look at one trial, or train it again alone.",
             module="tiltyard.cli.results",
             app="trial",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="models",
+            summary="List registered models; show, compare, promote or roll one back.",
+            module="tiltyard.cli.models",
             panel=_RESULTS,
         ),
         CommandEntry(

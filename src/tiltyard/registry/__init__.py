@@ -1,6 +1,16 @@
 """Registered models: bundles, their lineage, and the aliases that name champions."""
 
+from tiltyard.registry.address import ModelAddress
 from tiltyard.registry.bundle import Bundle, BundleSpec, Predictions, check_bundle, read_bundle, write_bundle
 from tiltyard.registry.lineage import Lineage
 
-__all__ = ["Bundle", "BundleSpec", "Lineage", "Predictions", "check_bundle", "read_bundle", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "BundleSpec",
+    "Lineage",
+    "ModelAddress",
+    "Predictions",
+    "check_bundle",
+    "read_bundle",
+    "write_bundle",
+]

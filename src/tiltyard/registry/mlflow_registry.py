@@ -7,6 +7,7 @@ version that is there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -25,13 +26,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tiltyard.errors import ModelError, RegistryError
-from tiltyard.registry.bundle import MANIFEST, check_bundle
+from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
+from tiltyard.registry.bundle import MANIFEST, SPEC, BundleSpec, check_bundle
 from tiltyard.registry.lineage import Lineage
 from tiltyard.registry.mlmodel import write_mlmodel
 from tiltyard.settings import Settings
 
-CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
-DIGEST_TAG = "tiltyard.bundle_digest"
+DIGEST_TAG, METRICS_TAG, SCORE_TAG = "tiltyard.bundle_digest", "tiltyard.metrics", "tiltyard.score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,18 @@ class ModelVersion:
         """Where it came from."""
         return Lineage.from_tags(self.tags)
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Scores it was chosen by; empty where none were recorded."""
+        return {k: float(v) for k, v in json.loads(self.tags.get(METRICS_TAG, "{}")).items()}
+
+    @property
+    def score(self) -> tuple[str, float] | None:
+        """The score that decided, with its name."""
+        metrics = self.metrics
+        name = self.tags.get(SCORE_TAG) or next(iter(metrics), "")
+        return (name, metrics[name]) if name in metrics else None
+
 
 class ModelRegistry:
     """MLflow's registry, as Tiltyard uses it."""
@@ -60,16 +73,14 @@ class ModelRegistry:
         self._settings = settings
         self._client = MlflowClient(settings.tracking_uri, registry_uri=settings.tracking_uri)
 
-    def register(
-        self, name: str, bundle: Path, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
-    ) -> ModelVersion:
+    def register(self, name: str, bundle: Path, *, run_id: str | None = None, score: str | None = None) -> ModelVersion:
         """Registers a bundle under a name; the version that has this bundle already is returned as it is.
 
         Args:
             name: The registered model, made where it does not exist.
             bundle: Folder of the bundle; it becomes an artifact of the run.
             run_id: The run that the model came from; without one a run is made to hold the artifact.
-            tags: Lineage, as tags.
+            score: Which of the bundle's metrics decided, e.g. ``validation_accuracy``.
 
         Raises:
             DigestMismatchError: If the bundle is not as it was written.
@@ -84,9 +95,11 @@ class ModelRegistry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            made = self._client.create_model_version(
-                name, source=source, run_id=run_id, tags={**(tags or {}), DIGEST_TAG: digest}
-            )
+            spec = BundleSpec.from_dict(json.loads((bundle / SPEC).read_text()))
+            tags = {**spec.lineage.to_tags(), DIGEST_TAG: digest, METRICS_TAG: json.dumps(dict(spec.metrics))}
+            if score is not None:
+                tags[SCORE_TAG] = score
+            made = self._client.create_model_version(name, source=source, run_id=run_id, tags=tags)
             found = self._version(made)
         self._keep(bundle, digest)
         return found
@@ -134,6 +147,14 @@ class ModelRegistry:
             f"The registry has no {wanted}. "
             + (f"It has of {name}: {have}." if have else f"It has no model {name!r}. List them: tiltyard models")
         )
+
+    def at(self, address: ModelAddress) -> ModelVersion:
+        """The version that an address names.
+
+        Raises:
+            RegistryError: If there is none; says what there is.
+        """
+        return self.get(address.name, alias=address.alias, version=address.version)
 
     def _look_up(self, name: str, *, alias: str | None = None, version: int | None = None) -> ModelVersion | None:
         try:

@@ -17,30 +17,10 @@ from ray import serve
 from ray.serve import Application
 
 from tiltyard.errors import ServingError
+from tiltyard.registry.address import ModelAddress
 from tiltyard.settings import Settings
 
 OUTPUT, LABEL = "output", "prediction"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelAddress:
-    """Which model to serve: a registered name with an alias, or with a pinned version."""
-
-    name: str
-    alias: str | None = "champion"
-    version: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ModelAddress:
-        """Reads ``NAME@ALIAS`` or ``NAME@VERSION``; a name alone means the champion.
-
-        >>> ModelAddress.parse("first-sweep.wine@3").version
-        3
-        """
-        name, _, which = text.partition("@")
-        if which.isdigit():
-            return cls(name=name, alias=None, version=int(which))
-        return cls(name=name, alias=which or "champion")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

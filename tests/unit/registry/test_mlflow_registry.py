@@ -40,7 +40,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[SmallBundle]:
 
 
 def _register(registry: ModelRegistry, name: str, bundles: list[SmallBundle]) -> list[ModelVersion]:
-    return [registry.register(name, b.folder, tags=b.lineage.to_tags()) for b in bundles]
+    return [registry.register(name, b.folder, score="validation_score") for b in bundles]
 
 
 def test_register_twice_finds_the_same_version(registry: ModelRegistry, bundles: list[SmallBundle]) -> None:
@@ -48,6 +48,7 @@ def test_register_twice_finds_the_same_version(registry: ModelRegistry, bundles:
     assert (first.version, second.version, again.version) == (1, 2, 1)
     assert first.digest == bundles[0].digest
     assert first.lineage == bundles[0].lineage
+    assert second.score == ("validation_score", 0.1)
     assert [v.version for v in registry.versions("twice.small")] == [2, 1]
     assert registry.find("twice.small", bundles[1].digest) == second
     assert registry.find("twice.small", bundles[2].digest) is None

@@ -1,0 +1,256 @@
+"""``tiltyard models``: registered models, and which of them is champion."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tiltyard.errors import RegistryError
+from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
+from tiltyard.settings import Settings
+
+if TYPE_CHECKING:
+    from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion
+
+app = typer.Typer(help="List registered models; show, compare, promote or roll one back.", invoke_without_command=True)
+
+JSON = typer.Option(False, "--json", help="Print it as JSON.")
+REASON = typer.Option("", help="Why, for the record of decisions.")
+WHICH = "NAME, NAME@ALIAS or NAME@VERSION; a name alone means the champion."
+
+
+@app.callback(invoke_without_command=True)
+def models(ctx: typer.Context, as_json: bool = JSON) -> None:
+    """List registered models; show, compare, promote or roll one back."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from tiltyard.report.terminal import output
+
+    found = [] if _no_registry_yet() else _all_versions(_registry())
+    if as_json:
+        typer.echo(json.dumps([_told(v) for v in found], indent=1))
+        return
+    console = output()
+    if not found:
+        console.print("No model is registered yet. A sweep registers its winners: tiltyard run jobs/first_sweep.py")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("model", "version", "aliases", "dataset", "score", "created", "digest"):
+        table.add_column(column, no_wrap=True)
+    for v in found:
+        table.add_row(v.name, str(v.version), _aliases(v), _dataset(v), _score(v), _created(v), v.digest[:12])
+    console.print(table)
+
+
+@app.command()
+def show(model: str = typer.Argument(help=WHICH), as_json: bool = JSON) -> None:
+    """Show one version: where it came from, its scores, what it takes."""
+    from tiltyard.report.terminal import output
+
+    registry = _registry()
+    version = registry.at(ModelAddress.parse(model))
+    facts = {**_told(version), **_inside(registry, version)}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    console = output()
+    console.print(Text.assemble((f"{version.name} version {version.version}", "bold"), "  ", _aliases(version)))
+    console.print(_facts_table({k: v for k, v in facts.items() if k not in {"name", "version", "aliases"}}))
+    console.print(f"\nIts trial: tiltyard trial show {version.tags.get('tiltyard.cell', '')[:12]}")
+
+
+@app.command()
+def diff(
+    first: str = typer.Argument(help=WHICH),
+    second: str | None = typer.Argument(None, help="The one to compare with; without it @previous and @champion."),
+    as_json: bool = JSON,
+) -> None:
+    """Show in what two versions differ: configuration, data, code, scores."""
+    from tiltyard.report.terminal import output
+
+    registry = _registry()
+    if second is None:
+        name = ModelAddress.parse(first).name
+        addresses = [ModelAddress(name=name, alias=PREVIOUS), ModelAddress(name=name, alias=CHAMPION)]
+    else:
+        addresses = [ModelAddress.parse(first), ModelAddress.parse(second)]
+    versions = [registry.at(a) for a in addresses]
+    one, other = (_flat({**_told(v), **_inside(registry, v)}) for v in versions)
+    differ = {k: [one.get(k), other.get(k)] for k in {**one, **other} if one.get(k) != other.get(k)}
+    if as_json:
+        typer.echo(json.dumps(differ, indent=1))
+        return
+    console = output()
+    if not differ:
+        console.print("They are the same version.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("", *(f"{v.name} v{v.version}" for v in versions)):
+        table.add_column(column, overflow="fold")
+    for name, values in differ.items():
+        table.add_row(Text(name, "dim"), *(Text(_word(value)) for value in values))
+    console.print(table)
+
+
+@app.command()
+def promote(
+    name: str = typer.Argument(help="The registered model."),
+    version: int = typer.Argument(min=1, help="The version that becomes champion."),
+    reason: str = REASON,
+) -> None:
+    """Make a version the champion; the one before becomes @previous."""
+    from tiltyard.report.terminal import output
+
+    registry = _registry()
+    wanted = registry.get(name, version=version)
+    registry.fetch(wanted)  # whole and as registered, before any replica is told to load it
+    before = registry.promote(name, version)
+    console = output()
+    if before is not None and before.version == version:
+        console.print(f"{name} version {version} is the champion already.")
+        return
+    _record("promotion", wanted, before, reason)
+    console.print(f"{name} version {version} is @champion{_was(before)}. What serves it follows within seconds.")
+
+
+@app.command()
+def rollback(name: str = typer.Argument(help="The registered model."), reason: str = REASON) -> None:
+    """Make @previous the champion again; the champion becomes @previous."""
+    from tiltyard.report.terminal import output
+
+    registry = _registry()
+    before = registry.get(name, alias=CHAMPION)
+    now = registry.rollback(name)
+    _record("rollback", now, before, reason)
+    output().print(f"{name} version {now.version} is @champion again{_was(before)}. To undo it: the same command.")
+
+
+def _no_registry_yet() -> bool:
+    """True where looking would make an empty database."""
+    scheme, _, path = Settings.from_env().tracking_uri.partition(":///")
+    return scheme.startswith("sqlite") and bool(path) and not Path(path).exists()
+
+
+def _all_versions(registry: ModelRegistry) -> list[ModelVersion]:
+    return [v for name in registry.names() for v in registry.versions(name)]
+
+
+def _registry() -> ModelRegistry:
+    import logging
+
+    from tiltyard.registry.mlflow_registry import ModelRegistry
+
+    settings = Settings.from_env()
+    if _no_registry_yet():
+        raise RegistryError(
+            f"No model is registered yet: there is no {settings.tracking_uri}. Run a sweep first (tiltyard run "
+            "jobs/first_sweep.py), or set TILTYARD_HOME to where one was run."
+        )
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return ModelRegistry(settings)
+
+
+def _record(kind: str, now: ModelVersion, before: ModelVersion | None, reason: str) -> None:
+    """Appends who did it to the journal's decisions."""
+    from tiltyard.journal import Journal
+
+    evidence = {"version": now.version, "digest": now.digest}
+    if before is not None:
+        evidence |= {"before_version": before.version, "before_digest": before.digest}
+    with Journal.open(Settings.from_env().journal_uri) as journal:
+        journal.decide(
+            kind=kind,
+            subject=now.name,
+            actor=f"{getpass.getuser()}@{socket.gethostname()}",
+            evidence=evidence,
+            reasons=[reason or "by hand, no reason given"],
+            outcome="done",
+        )
+
+
+def _told(v: ModelVersion) -> dict[str, Any]:
+    lineage = {k.removeprefix("tiltyard."): value for k, value in v.tags.items() if k.startswith("tiltyard.")}
+    return {
+        "name": v.name,
+        "version": v.version,
+        "aliases": list(v.aliases),
+        "dataset_version": _dataset(v),
+        "score": dict([v.score]) if v.score else {},
+        "metrics": v.metrics,
+        "created": _created(v),
+        "digest": v.digest,
+        "run": v.run_id,
+        "source": v.source,
+        **{k: lineage[k] for k in ("experiment", "variant", "cell", "seed", "data_seed", "epoch") if k in lineage},
+        **{k: lineage[k] for k in ("dataset_digest", "code_digest", "parent_run_id") if k in lineage},
+        **{k: json.loads(lineage[k]) for k in ("config", "environment") if k in lineage},
+    }
+
+
+def _inside(registry: ModelRegistry, version: ModelVersion) -> dict[str, Any]:
+    """What the bundle itself says, after its digest was checked."""
+    from tiltyard.registry.bundle import PREPROCESSOR, SPEC
+
+    folder = registry.fetch(version)
+    spec = json.loads((folder / SPEC).read_text())
+    columns = json.loads((folder / PREPROCESSOR).read_text())["columns"]
+    return {
+        "model": spec["model"],
+        "model_args": spec["model_args"],
+        "task": spec["task"],
+        "classes": spec["classes"],
+        "columns": {c["name"]: c["type"] for c in columns},
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _facts_table(facts: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in ((n, v) for n, v in facts.items() if v not in ({}, [], "", None)):
+        shown = ", ".join(f"{k} {_word(v)}" for k, v in value.items()) if isinstance(value, dict) else _word(value)
+        table.add_row(name, Text(shown))
+    return table
+
+
+def _word(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(_word, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
+
+
+def _aliases(v: ModelVersion) -> Text:
+    return Text(" ".join(f"@{a}" for a in v.aliases), "bold green" if CHAMPION in v.aliases else "")
+
+
+def _dataset(v: ModelVersion) -> str:
+    name, number = v.tags.get("tiltyard.dataset", ""), v.tags.get("tiltyard.dataset_version", "")
+    return f"{name}@{number}" if name else ""
+
+
+def _score(v: ModelVersion) -> str:
+    return f"{v.score[0]} {v.score[1]:.4f}" if v.score else ""
+
+
+def _created(v: ModelVersion) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(v.created_ms / 1000))
+
+
+def _was(before: ModelVersion | None) -> str:
+    return f"; version {before.version} is @previous" if before is not None else ""
