@@ -141,7 +141,7 @@ def _crown(
     from tiltyard.crown import check_served, crown
 
     crowned = crown(settings, experiment, outcome, code_digest=digest, job_file=job_file)
-    tell.crowned(crowned, experiment.champion.alias)
+    tell.crowned(crowned)
     if not experiment.champion.serve or outcome.state == "reused" or not crowned:
         return crowned, []
     served = check_served(settings, experiment, outcome, crowned)

@@ -123,11 +123,12 @@ class Teller:
                 "yellow",
             )
 
-    def crowned(self, crowned: Sequence[Crowned], alias: str) -> None:
-        """Which winners are in the registry."""
+    def crowned(self, crowned: Sequence[Crowned]) -> None:
+        """Which winners are in the registry, and under which aliases."""
         for c in crowned:
             what = "registered as" if c.is_new else "stands in the registry as"
-            self._say(f"{c.trial} {what} {c.model.name} version {c.model.version}, @{alias}")
+            aliases = "".join(f", @{alias}" for alias in c.model.aliases)
+            self._say(f"{c.trial} {what} {c.model.name} version {c.model.version}{aliases}")
 
     def served(self, served: Sequence[Served]) -> None:
         """The champions' scores through Ray Serve beside those offline."""
