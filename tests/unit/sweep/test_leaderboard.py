@@ -1,0 +1,174 @@
+"""Ranking, intervals and ties: what the leaderboard says and how sure it is."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from tiltyard.errors import SpecError
+from tiltyard.sweep import leaderboard as lb
+from tiltyard.sweep.leaderboard import (
+    Leaderboard,
+    Result,
+    bootstrap_means,
+    finalists,
+    leaderboard,
+    rank,
+    ties_with_best,
+    wilson,
+)
+from tiltyard.types import Mode
+
+
+def result(index: int = 0, **changes: Any) -> Result:
+    made = Result(
+        cell=f"cell-{index}",
+        name=f"mlp@digits/{index:03d}",
+        variant="mlp",
+        dataset="digits",
+        index=index,
+        state="done",
+        epoch=9,
+        score=0.5,
+        reason=None,
+        config={"hidden": (64, 32), "lr": 0.1},
+    )
+    return replace(made, **changes)
+
+
+results = st.builds(
+    Result,
+    cell=st.uuids().map(str),
+    name=st.just("n"),
+    variant=st.sampled_from(["a", "b"]),
+    dataset=st.sampled_from(["digits", "wine"]),
+    index=st.integers(0, 99),
+    state=st.sampled_from(["done", "stopped", "failed", "interrupted"]),
+    epoch=st.sampled_from([1, 3, 9]),
+    score=st.none() | st.sampled_from([0.1, 0.2, 0.2, 0.9]),
+    reason=st.none() | st.text(max_size=3),
+    config=st.dictionaries(
+        st.text(max_size=2), st.integers() | st.tuples(st.integers(), st.text(max_size=2)), max_size=2
+    ),
+)
+
+
+@given(rows=st.lists(results, max_size=12, unique_by=lambda r: (r.dataset, r.variant, r.index)), data=st.data())
+def test_rank_is_the_same_for_any_order_of_results(rows: list[Result], data: st.DataObject) -> None:
+    shuffled = data.draw(st.permutations(rows))
+    for mode in Mode:
+        assert rank(shuffled, mode) == rank(rows, mode)
+
+
+@given(rows=st.lists(results, max_size=12), mode=st.sampled_from(list(Mode)))
+def test_rank_puts_longer_training_first_then_the_score(rows: list[Result], mode: Mode) -> None:
+    ranked = rank(rows, mode)
+    assert sorted(r.cell for r in ranked) == sorted(r.cell for r in rows)
+    valid = [r.score is not None and r.state not in {"failed", "interrupted"} for r in ranked]
+    assert valid == sorted(valid, reverse=True)
+    good = ranked[: sum(valid)]
+    for before, after in itertools.pairwise(good):
+        assert before.epoch >= after.epoch
+        if before.epoch == after.epoch:
+            assert not mode.better(after.score or 0, before.score or 0)
+
+
+def test_rank_breaks_ties_by_the_place_in_the_plan() -> None:
+    assert [r.index for r in rank([result(2), result(0), result(1)], Mode.MAX)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_best_of_a_dataset_is_never_a_trial_that_failed(state: str) -> None:
+    board = board_of([result(0, state=state, score=0.99, epoch=99), result(1, score=0.2)])
+    best = board.best("digits")
+    assert best is not None
+    assert best.cell == "cell-1"
+    assert board_of([result(0, state="failed", score=None)]).best("digits") is None
+
+
+def test_finalists_are_the_best_that_trained_to_the_end() -> None:
+    rows = [result(0, score=0.9, state="stopped", epoch=3), result(1, score=0.3), result(2, score=0.6), result(3)]
+    assert [r.index for r in finalists(rows, Mode.MAX, 2)] == [2, 3]
+    assert [r.index for r in finalists(rows, Mode.MIN, 9)] == [1, 3, 2]
+
+
+def board_of(rows: list[Result], **changes: Any) -> Leaderboard:
+    fields: dict[str, Any] = {
+        "experiment": "demo",
+        "key": "k",
+        "metric": "accuracy",
+        "mode": Mode.MAX,
+        "results": rows,
+        "tests": {},
+        "tied": frozenset(),
+    }
+    return leaderboard(**{**fields, **changes})
+
+
+@given(rows=st.lists(results, max_size=8, unique_by=lambda r: r.cell), data=st.data())
+def test_leaderboard_through_json_text_reads_back_equal(rows: list[Result], data: st.DataObject) -> None:
+    test = lb.TestScore(metric="accuracy", value=0.9, low=0.8, high=0.95, rows=20, others={"log_loss": 0.1})
+    some = [r.cell for r in rows if data.draw(st.booleans())]
+    board = board_of(rows, tests=dict.fromkeys(some, test), tied=frozenset(some), test_looks=2)
+    assert Leaderboard.from_json(json.loads(lb.dumps(board))) == board
+
+
+def test_leaderboard_of_a_newer_tiltyard_is_refused() -> None:
+    with pytest.raises(SpecError, match="schema version 99; this Tiltyard reads version 1"):
+        Leaderboard.from_json({**board_of([result()]).to_json(), "schema_version": 99})
+
+
+# -- intervals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("successes", "n"), [(95, 100), (0, 10), (10, 10), (1, 3), (500, 1797)])
+def test_wilson_interval_is_that_of_scipy(successes: int, n: int) -> None:
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_bootstrap_means_in_parts_have_the_spread_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(1).normal(size=(400, 2))
+    monkeypatch.setattr(lb, "BOOTSTRAP_CELLS", 400 * 300)
+    means = bootstrap_means(rows, seed=3, draws=2000)
+    assert means.shape == (2000, 2)
+    assert means.mean(axis=0) == pytest.approx(rows.mean(axis=0), abs=0.01)
+    assert means.std(axis=0) == pytest.approx(rows.std(axis=0) / math.sqrt(400), rel=0.08)
+    assert len(np.unique(means[:, 0])) == 2000
+
+
+def correct(share: float, rows: int = 500, seed: int = 0) -> Any:
+    return (np.random.default_rng(seed).random(rows) < share).astype(np.float64)
+
+
+def test_ties_with_best_of_equal_predictions_are_ties() -> None:
+    same = correct(0.9)
+    assert ties_with_best({"a": same, "b": same.copy(), "c": same.copy()}, Mode.MAX) == {"b", "c"}
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_ties_with_best_tells_a_clear_difference_from_a_small_one(mode: Mode) -> None:
+    best = correct(0.9)
+    near = best.copy()
+    near[0] = 1 - near[0]
+    told = ties_with_best({"a": best, "far": correct(0.6, seed=1), "near": near}, mode)
+    assert told == {"near"}
+
+
+def test_ties_with_best_of_one_is_nobody() -> None:
+    assert ties_with_best({"a": correct(0.5)}, Mode.MAX) == frozenset()
+
+
+def test_ties_with_best_of_equally_good_models_calls_few_apart() -> None:
+    wrong = 0
+    for seed in range(60):
+        models = {str(m): correct(0.8, rows=200, seed=1000 * seed + m) for m in range(4)}
+        wrong += len(ties_with_best(models, Mode.MAX, seed=seed)) < 3
+    assert wrong <= 8  # 5% of 60 are 3; the seeds are fixed

@@ -1,0 +1,255 @@
+"""The plan: which trials, in which groups, under which addresses."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiltyard import Budget, DatasetRef, Experiment, Halving, Hyperband, Objective, Search, Variant, choice, uniform
+from tiltyard.errors import SpecError
+from tiltyard.sweep.plan import DatasetFacts, Plan, plan
+from tiltyard.types import Task
+
+CODE = "c" * 64
+
+
+def facts(name: str = "digits", **changes: Any) -> DatasetFacts:
+    known = DatasetFacts(
+        name=name,
+        version=3,
+        content_digest=f"{name}-digest",
+        task=Task.MULTICLASS,
+        split_rows={"train": 60, "validation": 20, "test": 20},
+        input_shape=(64,),
+        num_outputs=10,
+    )
+    return replace(known, **changes)
+
+
+FACTS = {name: facts(name) for name in ("digits", "wine")}
+
+
+def variant(name: str = "mlp", **changes: Any) -> Variant:
+    return Variant(**{"name": name, "model": name, "space": {"lr": uniform(0, 1)}, **changes})
+
+
+def experiment(**changes: Any) -> Experiment:
+    fields: dict[str, Any] = {
+        "name": "demo",
+        "variants": (variant(), variant("cnn")),
+        "datasets": (DatasetRef("digits"), DatasetRef("wine")),
+        "objective": Objective(metric="accuracy"),
+        "search": Search(trials=8, halving=Halving(rungs=(1, 3), keep=0.5)),
+    }
+    return Experiment(**{**fields, **changes})
+
+
+def planned(e: Experiment | None = None, code: str = CODE, **changes: Any) -> Plan:
+    given_facts = {n: replace(f, **changes) if changes else f for n, f in FACTS.items()}
+    return plan(e or experiment(), given_facts, code_digest=code)
+
+
+def cells(p: Plan) -> list[str]:
+    return [t.cell for t in p.trials]
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_plan_has_a_group_for_each_variant_on_each_dataset() -> None:
+    made = planned()
+    assert [g.name for g in made.groups] == ["mlp@digits", "cnn@digits", "mlp@wine", "cnn@wine"]
+    assert all(g.rungs == (1, 3) and g.keep == 0.5 and len(g.trials) == 4 for g in made.groups)
+    first = made.trials[0]
+    assert (first.name, first.model, first.dataset_version, first.num_outputs) == ("mlp@digits/000", "mlp", 3, 10)
+    assert len(set(cells(made))) == 16
+
+
+def test_plan_twice_is_equal() -> None:
+    assert planned() == planned()
+
+
+def test_plan_without_halving_has_one_rung() -> None:
+    made = planned(experiment(search=Search(trials=4, epochs=7)))
+    assert {(g.rungs, g.keep) for g in made.groups} == {((7,), 1.0)}
+
+
+def test_plan_of_more_trials_keeps_those_of_fewer() -> None:
+    few, many = (planned(experiment(search=Search(trials=n, halving=Halving(rungs=(1, 3))))) for n in (6, 20))
+    assert set(cells(few)) < set(cells(many))
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"data_seed": 1},
+        {"objective": Objective(metric="accuracy", also=("log_loss",))},
+        {"search": Search(trials=8, halving=Halving(rungs=(1, 4), keep=0.5))},
+        {"include_sensitive": ("age",)},
+        {"variants": (variant(fixed={"depth": 2}), variant("cnn", fixed={"depth": 2}))},
+        {"variants": (variant(model="resmlp"), variant("cnn", model="linear"))},
+    ],
+)
+def test_cells_with_anything_changed_that_the_result_depends_on_are_others(changes: dict[str, Any]) -> None:
+    assert not set(cells(planned(experiment(**changes)))) & set(cells(planned()))
+
+
+def test_cells_with_other_code_or_data_are_others() -> None:
+    before = set(cells(planned()))
+    assert not before & set(cells(planned(code="d" * 64)))
+    assert not before & set(cells(planned(content_digest="changed")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"description": "x", "tags": {"a": "b"}},
+        {"budget": Budget(wall_s=60)},
+        {"datasets": (DatasetRef("wine"), DatasetRef("digits"))},
+        {"variants": (variant("cnn"), variant())},
+        {"search": Search(trials=8, halving=Halving(rungs=(2, 3), keep=0.25), finalists=1)},
+    ],
+)
+def test_cells_with_what_no_result_depends_on_changed_are_the_same(changes: dict[str, Any]) -> None:
+    assert set(cells(planned(experiment(**changes)))) == set(cells(planned()))
+
+
+def test_cells_of_a_renumbered_version_with_the_same_content_are_the_same() -> None:
+    assert cells(planned(version=9)) == cells(planned())
+
+
+def test_cells_after_a_default_field_is_added_are_the_same() -> None:
+    class Later(Experiment):
+        added: int = 3
+
+    later = Later(**experiment().model_dump(mode="json", exclude_unset=True))
+    assert planned(later) == planned()
+
+
+def test_cells_written_down_earlier_are_the_same() -> None:
+    # Raise CELL_SCHEMA, never these: results that exist are found by them.
+    assert [t.cell[:16] for t in planned().trials[:2]] == ["a810b0b03c82c547", "d8649bc263835633"]
+    assert [t.seed for t in planned().trials[:2]] == [1661044703, 1347587550]
+
+
+def test_seed_in_a_configuration_is_the_trials_seed() -> None:
+    made = planned(experiment(variants=(variant(fixed={"seed": 7}),)))
+    assert {t.seed for t in made.trials} == {7}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, "x", 0.5, True])
+def test_seed_in_a_configuration_that_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(SpecError, match="sets seed to"):
+        planned(experiment(variants=(variant(fixed={"seed": seed}),)))
+
+
+def test_plan_with_the_same_draw_twice_under_one_seed_has_one_trial() -> None:
+    searched = variant(space={"depth": choice(1, 2)}, fixed={"seed": 0})
+    made = planned(experiment(variants=(searched,), search=Search(trials=20, epochs=1)))
+    assert Counter(t.dataset for t in made.trials) == {"digits": 2, "wine": 2}
+    assert [t.index for t in made.groups[0].trials] == sorted(t.index for t in made.groups[0].trials)
+
+
+def test_plan_with_one_trial_in_two_groups_is_refused_with_both_names() -> None:
+    twins = (
+        variant("a", model="mlp", space={}, fixed={"seed": 0}),
+        variant("b", model="mlp", space={}, fixed={"seed": 0}),
+    )
+    with pytest.raises(SpecError, match=r"Variants 'a' and 'b' share a trial on digits"):
+        planned(experiment(variants=twins))
+
+
+# -- shares -----------------------------------------------------------------------------------------------------------
+
+
+def shares(trials: int | None, *asked: int | None, algorithm: str = "random", **changes: Any) -> list[int]:
+    made = tuple(variant(f"v{i}", trials=n, **changes) for i, n in enumerate(asked))
+    numbers = {} if trials is None else {"trials": trials}
+    search = Search(algorithm=algorithm, epochs=1, **numbers)
+    e = experiment(variants=made, datasets=(DatasetRef("digits"),), search=search)
+    return [len(g.trials) for g in planned(e).groups]
+
+
+@pytest.mark.parametrize(
+    ("trials", "asked", "expected"),
+    [
+        (10, (None, None, None), [4, 3, 3]),
+        (10, (6, None, None), [6, 2, 2]),
+        (100, (28, 36, 24, 12), [28, 36, 24, 12]),
+        (200, (28, 36, 24, 12), [56, 72, 48, 24]),
+        (10, (1, 1, 98), [1, 1, 8]),
+        (2, (28, 36, 24, 12), [1, 1, 1, 1]),
+        (1, (None, None), [1, 1]),
+        (10, (50, None), [9, 1]),
+    ],
+)
+def test_shares_of_trials_are_as_asked_or_scaled(
+    trials: int, asked: tuple[int | None, ...], expected: list[int]
+) -> None:
+    assert shares(trials, *asked) == expected
+
+
+@given(trials=st.integers(1, 60), asked=st.lists(st.none() | st.integers(1, 40), min_size=1, max_size=5))
+def test_shares_of_trials_add_up_and_leave_nobody_out(trials: int, asked: list[int | None]) -> None:
+    got = shares(trials, *asked)
+    assert sum(got) == max(trials, len(asked))
+    assert min(got) >= 1
+
+
+def test_shares_with_a_variant_without_a_space_give_it_one_trial() -> None:
+    made = (variant("a"), variant("b", space={}), variant("c"))
+    for trials in (2, 9):
+        e = experiment(variants=made, datasets=(DatasetRef("digits"),), search=Search(trials=trials, epochs=1))
+        got = [len(g.trials) for g in planned(e).groups]
+        assert got[1] == 1
+        assert sum(got) == max(3, trials)
+
+
+def test_shares_of_a_grid_without_a_number_are_all_of_it() -> None:
+    space = {"a": choice(1, 2, 3), "b": choice(*range(40))}
+    assert shares(None, None, algorithm="grid", space=space) == [120]
+    assert shares(None, 5, None, algorithm="grid", space=space) == [5, 120]
+    assert shares(7, None, algorithm="grid", space=space) == [7]
+    assert shares(999, None, None, algorithm="grid", space=space) == [120, 120]
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "rmse"])
+def test_plan_with_a_metric_that_the_task_has_not_names_those_it_has(metric: str) -> None:
+    with pytest.raises(SpecError, match=rf"digits@3 is a multiclass task, which has no metric '{metric}'.*accuracy"):
+        planned(experiment(objective=Objective(metric="accuracy", also=(metric,))))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_plan_on_a_dataset_with_an_empty_split_names_it(split: str) -> None:
+    rows = {"train": 6, "validation": 2, "test": 0, split: 0}
+    with pytest.raises(SpecError, match=f"no rows in its {split} split"):
+        planned(split_rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"search": Search(trials=2, epochs=1, algorithm="tpe")}, "search.algorithm='tpe'"),
+        ({"search": Search(trials=2, halving=Hyperband(max_epochs=9))}, "Hyperband"),
+        ({"search": Search(trials=2, epochs=1, replicates=2)}, "search.replicates"),
+        ({"search": Search(trials=2, epochs=1, generation=4)}, "search.generation"),
+        ({"budget": Budget(trials=3)}, "budget.trials"),
+        ({"budget": Budget(cpu_hours=3)}, "budget.cpu_hours"),
+        ({"budget": Budget(gpu_hours=3)}, "budget.gpu_hours"),
+        ({"budget": Budget(team="vision")}, "budget.team"),
+    ],
+)
+def test_plan_with_what_nothing_obeys_yet_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=f"{said}.*does not do that yet"):
+        planned(experiment(**changes))
