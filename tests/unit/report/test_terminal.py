@@ -202,7 +202,7 @@ def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
         version=2,
         content_digest="0" * 64,
         task=Task.MULTICLASS,
-        split_rows={"train": 10},
+        split_rows={"train": 10, "validation": 5},
         input_shape=(64,),
         num_outputs=10,
     )
