@@ -163,7 +163,11 @@ class Halving(_Spec):
 
 
 class Hyperband(_Spec):
-    """HyperBand: several halving brackets that begin at different rungs.
+    """HyperBand: several halving brackets that begin at different rungs; the leaderboard compares across them.
+
+    Args:
+        max_epochs: The full length of training, where every bracket ends.
+        eta: One trial of ``eta`` goes on after each rung, and each rung is ``eta`` times as long as the one before.
 
     Source: Li et al. 2018, "Hyperband: a novel bandit-based approach to hyperparameter optimization", JMLR 18.
     """

@@ -1,8 +1,8 @@
 """Which pack runs next, and which trials stop: synchronous successive halving as a state machine. Pure.
 
 Events in (a pack's scores, a loss, time is up), instructions out (start this pack). A rung of a group closes when each of
-its live trials has a score or has failed; the best ``ceil(keep * live)`` go on. Nothing depends on the order of events:
-packs are composed when a rung opens, from the trials in their order; ranks break ties by the trial's index.
+its live trials has a score or has failed; the best ``ceil(keep * live)`` go on, at least one. Nothing depends on the order
+of events: packs are composed when a rung opens, from the trials in their order; ranks break ties by the trial's index.
 
 Resume and reuse are the same thing: a member whose score at a rung's epoch is *known* is left out of its pack.
 
@@ -280,7 +280,7 @@ class Machine:
             key=lambda t: (-self._mode.sign * rung.scores[t.cell], t.index),
         )
         last = rung.index == len(rung.group.rungs) - 1
-        keep = len(ranked) if last else max(1, math.ceil(rung.group.keep * len(ranked))) if ranked else 0
+        keep = len(ranked) if last else max(1, math.ceil(rung.group.keep * len(ranked) - 1e-9)) if ranked else 0
         kept, stopped = ranked[:keep], ranked[keep:]
         epoch = rung.group.rungs[rung.index]
         for trial in stopped:

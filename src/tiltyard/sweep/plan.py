@@ -1,18 +1,19 @@
 """From an experiment and the facts of its datasets to the trials of a launch. Pure.
 
-A *cell* is the address of a trial: the digest of everything its result depends on. Groups are the trials of one variant
-on one dataset; they are compared with each other rung by rung.
+A *cell* is the address of a trial: the digest of everything its result depends on. A group is the trials of one variant on
+one dataset (with HyperBand, of one bracket of them); they are compared with each other rung by rung.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tiltyard.errors import SpecError
 from tiltyard.experiment import Experiment, Halving, Hyperband, Search, Variant, digest_of
+from tiltyard.sweep.brackets import brackets
 from tiltyard.sweep.space import draw
 from tiltyard.types import METRICS, Task
 
@@ -55,13 +56,16 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """For people: ``mlp@digits/017``."""
+        """For people: ``mlp@digits/017``, or ``mlp@digits/b2/017`` in a bracket."""
         return f"{self.group}/{self.index:03d}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The trials of one variant on one dataset, and the epochs at which they are compared."""
+    """Trials of one variant on one dataset that are compared with each other, and the epochs at which they are.
+
+    ``name`` is ``variant@dataset``, or ``variant@dataset/b2`` for a bracket; an index is that of one trial in all of them.
+    """
 
     name: str
     variant: str
@@ -97,9 +101,10 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
     key = experiment.key({n: f.content_digest for n, f in facts.items()}, code_digest)
     shares = _shares(experiment)
     groups = tuple(
-        _group(experiment, variant, facts[ref.name], shares[variant.name], code_digest)
+        group
         for ref in experiment.datasets
         for variant in experiment.variants
+        for group in _groups(experiment, variant, facts[ref.name], shares[variant.name], code_digest)
     )
     _check_apart(groups)
     return Plan(key=key, groups=groups)
@@ -111,7 +116,6 @@ def _check_honoured(experiment: Experiment) -> None:
     wanted = {
         "search.algorithm='tpe'": search.algorithm == "tpe",
         "search.generation": "generation" in search.model_fields_set,
-        "search.halving=Hyperband(...)": isinstance(search.halving, Hyperband),
         "search.replicates": search.replicates > 0,
         "budget.trials": budget.trials is not None,
         "budget.cpu_hours": budget.cpu_hours is not None,
@@ -122,7 +126,7 @@ def _check_honoured(experiment: Experiment) -> None:
     if refused:
         raise SpecError(
             f"{', '.join(refused)}: this version of Tiltyard does not do that yet, and would otherwise ignore it. Leave it "
-            "out: there are random, sobol and grid search, Halving or a number of epochs, and budget.wall_s."
+            "out: there are random, sobol and grid search, Halving, Hyperband or a number of epochs, and budget.wall_s."
         )
 
 
@@ -194,9 +198,11 @@ def _apportion(weights: Mapping[str, int], most: Mapping[str, int], total: int) 
     return shares
 
 
-def _group(experiment: Experiment, variant: Variant, facts: DatasetFacts, n: int, code_digest: str) -> Group:
-    search = experiment.search
-    halving = search.halving
+def _groups(
+    experiment: Experiment, variant: Variant, facts: DatasetFacts, n: int, code_digest: str
+) -> tuple[Group, ...]:
+    """The trials of a variant on a dataset: one group, or one for each of HyperBand's brackets."""
+    search, halving = experiment.search, experiment.search.halving
     configs = draw(
         variant,
         algorithm=search.algorithm,
@@ -204,24 +210,34 @@ def _group(experiment: Experiment, variant: Variant, facts: DatasetFacts, n: int
         seed=experiment.seed,
         points=search.points.get(variant.name, ()),
     )
-    if isinstance(halving, Halving):
-        rungs, keep = halving.rungs, halving.keep
-    else:
-        rungs, keep = (search.max_epochs,), 1.0
     name = f"{variant.name}@{facts.name}"
-    drawn = [_trial(experiment, variant, facts, name, i, c, code_digest) for i, c in enumerate(configs)]
     distinct: dict[str, Trial] = {}
-    for trial in drawn:  # where the seed is fixed or searched, a draw may come twice
+    for index, config in enumerate(configs):  # where the seed is fixed or searched, a draw may come twice
+        trial = _trial(experiment, variant, facts, name, index, config, code_digest)
         distinct.setdefault(trial.cell, trial)
-    return Group(
-        name=name,
-        variant=variant.name,
-        model=variant.model,
-        dataset=facts.name,
-        rungs=rungs,
-        keep=keep,
-        trials=tuple(distinct.values()),
-    )
+    trials = tuple(distinct.values())
+    if isinstance(halving, Hyperband):
+        parts = [(f"{name}/b{b.number}", b.rungs, b.keep, b.trials) for b in brackets(halving, len(trials))]
+    elif isinstance(halving, Halving):
+        parts = [(name, halving.rungs, halving.keep, len(trials))]
+    else:
+        parts = [(name, (search.max_epochs,), 1.0, len(trials))]
+    groups, start = [], 0
+    for group, rungs, keep, size in parts:
+        members = tuple(replace(t, group=group) for t in trials[start : start + size])
+        start += size
+        groups.append(
+            Group(
+                name=group,
+                variant=variant.name,
+                model=variant.model,
+                dataset=facts.name,
+                rungs=rungs,
+                keep=keep,
+                trials=members,
+            )
+        )
+    return tuple(groups)
 
 
 def _trial(

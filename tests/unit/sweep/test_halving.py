@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tiltyard import Hyperband
 from tiltyard.errors import JournalError
+from tiltyard.sweep.brackets import brackets
 from tiltyard.sweep.halving import (
     Decision,
     Machine,
@@ -53,8 +55,8 @@ def trial(group: str, index: int) -> Trial:
     )
 
 
-def group(name: str, n: int, rungs: tuple[int, ...] = (1, 3, 9), keep: float = 1 / 3) -> Group:
-    trials = tuple(trial(name, i) for i in range(n))
+def group(name: str, n: int, rungs: tuple[int, ...] = (1, 3, 9), keep: float = 1 / 3, first: int = 0) -> Group:
+    trials = tuple(trial(name, first + i) for i in range(n))
     return Group(name=name, variant="mlp", model="mlp", dataset="digits", rungs=rungs, keep=keep, trials=trials)
 
 
@@ -289,6 +291,25 @@ def test_machine_halted_at_any_moment_starts_nothing_and_names_every_state(
     # what was done before the halt is not lost, and going on ends as if there had been none
     resumed = Run(groups, outcomes, size, known=dict(run.known)).to_the_end()
     assert resumed.states == Run(groups, outcomes, size).to_the_end().states
+
+
+@given(data=st.data(), n=st.integers(1, 40), most=st.sampled_from([1, 5, 9, 27]), eta=st.integers(2, 4))
+def test_machine_with_brackets_in_any_order_trains_each_brackets_best_to_the_end(
+    data: st.DataObject, n: int, most: int, eta: int
+) -> None:
+    groups: list[Group] = []
+    for b in brackets(Hyperband(max_epochs=most, eta=eta), n):
+        groups.append(group(f"g/b{b.number}", b.trials, b.rungs, b.keep, first=sum(len(g.trials) for g in groups)))
+    outcomes = outcomes_of(groups, lambda t, e: data.draw(st.sampled_from([0.1, 0.2, 0.3])))
+    run = Run(groups, outcomes).to_the_end(lambda n: data.draw(st.integers(0, n - 1)))
+    assert run.states == Run(groups, outcomes).to_the_end(at_once=1).states
+    for g in groups:
+        live = len(g.trials)
+        for _ in g.rungs[1:]:
+            live = max(1, -(-live // eta))
+        ended = [run.states[t.cell] for t in g.trials]
+        assert sum(s.state == "done" for s in ended) == live
+        assert {s.epoch for s in ended if s.state == "done"} == {most}
 
 
 # -- single cases -----------------------------------------------------------------------------------------------------

@@ -60,3 +60,10 @@ def test_writing_a_folder_leaves_its_files_at_the_address(tmp_path: Path) -> Non
     storage.remove(uri)
     storage.remove(uri)
     assert not (tmp_path / "a" / "b").exists()
+
+
+def test_folders_of_packs_with_names_alike_are_apart() -> None:
+    layout = Layout(Storage("/s"), "k" * 64)
+    ids = ["a-b@c/r0/0", "a@b-c/r0/0", "a@b/b1/r0/0", "a@b-b1/r0/0", "a@b/r0/0", "a@b/r0/1"]
+    assert len({layout.pack(pack_id) for pack_id in ids}) == len(ids)
+    assert layout.attempt("a@b/r0/1", 2) == f"/s/{'k' * 16}/packs/a/b/r0/1/a2"

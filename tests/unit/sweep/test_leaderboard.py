@@ -93,6 +93,18 @@ def test_best_of_a_dataset_is_never_a_trial_that_failed(state: str) -> None:
     assert board_of([result(0, state="failed", score=None)]).best("digits") is None
 
 
+def test_rank_compares_across_brackets_by_length_then_score() -> None:
+    rows = [
+        result(0, name="mlp@digits/b2/000", state="stopped", epoch=1, score=0.99),
+        result(1, name="mlp@digits/b1/001", state="stopped", epoch=3, score=0.7),
+        result(2, name="mlp@digits/b2/002", state="stopped", epoch=3, score=0.8),
+        result(3, name="mlp@digits/b0/003", score=0.85),
+        result(4, name="mlp@digits/b2/004", score=0.9),
+    ]
+    assert [r.index for r in rank(rows, Mode.MAX)] == [4, 3, 2, 1, 0]
+    assert [r.index for r in finalists(rows, Mode.MAX, 3)] == [4, 3]
+
+
 def test_finalists_are_the_best_that_trained_to_the_end() -> None:
     rows = [result(0, score=0.9, state="stopped", epoch=3), result(1, score=0.3), result(2, score=0.6), result(3)]
     assert [r.index for r in finalists(rows, Mode.MAX, 2)] == [2, 3]

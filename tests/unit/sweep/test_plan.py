@@ -82,6 +82,27 @@ def test_plan_of_more_trials_keeps_those_of_fewer() -> None:
     assert set(cells(few)) < set(cells(many))
 
 
+HYPERBAND = Search(trials=2 * 17, halving=Hyperband(max_epochs=9))
+
+
+def test_plan_with_hyperband_has_a_group_for_each_bracket() -> None:
+    made = planned(experiment(search=HYPERBAND))
+    assert [(g.name, len(g.trials), g.rungs) for g in made.groups[:4]] == [
+        ("mlp@digits/b2", 9, (1, 3, 9)),
+        ("mlp@digits/b1", 5, (3, 9)),
+        ("mlp@digits/b0", 3, (9,)),
+        ("cnn@digits/b2", 9, (1, 3, 9)),
+    ]
+    assert [t.index for g in made.groups[:3] for t in g.trials] == list(range(17))
+    assert made.groups[1].trials[0].name == "mlp@digits/b1/009"
+    assert all(t.group == g.name for g in made.groups for t in g.trials)
+
+
+def test_cells_under_hyperband_are_those_of_any_training_of_that_length() -> None:
+    halving = Search(trials=2 * 17, halving=Halving(rungs=(3, 9)))
+    assert cells(planned(experiment(search=HYPERBAND))) == cells(planned(experiment(search=halving)))
+
+
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +262,6 @@ def test_plan_on_a_dataset_with_an_empty_split_names_it(split: str) -> None:
     ("changes", "said"),
     [
         ({"search": Search(trials=2, epochs=1, algorithm="tpe")}, "search.algorithm='tpe'"),
-        ({"search": Search(trials=2, halving=Hyperband(max_epochs=9))}, "Hyperband"),
         ({"search": Search(trials=2, epochs=1, replicates=2)}, "search.replicates"),
         ({"search": Search(trials=2, epochs=1, generation=4)}, "search.generation"),
         ({"budget": Budget(trials=3)}, "budget.trials"),

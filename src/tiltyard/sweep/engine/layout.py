@@ -4,7 +4,7 @@
 
     <storage>/<first 16 of the key>/
         plan.json                         every trial with its configuration and seeds
-        packs/<pack id, / as ->/
+        packs/<pack id, @ as />/          a folder for the variant, in it one for the dataset, ...
             assignment.json               which members, from which epoch to which, and where their parameters come from
             a<attempt>/                   checkpoint and curves of one attempt; complete once the journal says so
         leaderboard.json
@@ -133,7 +133,7 @@ class Layout:
 
     def pack(self, pack_id: str) -> str:
         """Folder of a pack."""
-        return f"{self.home}/packs/{pack_id.replace('/', '-').replace('@', '-')}"
+        return f"{self.home}/packs/{pack_id.replace('@', '/')}"  # names may hold - . and _, but no /: no two packs meet
 
     def assignment(self, pack_id: str) -> str:
         """What a pack is to do, as JSON."""
