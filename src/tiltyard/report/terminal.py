@@ -271,11 +271,14 @@ def leaderboard_table(board: Leaderboard, dataset: str, *, limit: int | None = 1
         board: Of the experiment.
         dataset: Which table.
         limit: Rows to show; None for all. Finalists are always shown.
+
+    Of a configuration, what its variant's trials differ in is shown; ``tiltyard trial show`` has all of it.
     """
     rows = board.tables[dataset]
     shown = [row for i, row in enumerate(rows) if limit is None or i < limit or row.test is not None]
     better = "higher" if board.mode == "max" else "lower"
     has_test = any(row.test for row in rows)
+    varied = _varied(rows)
     table = Table(
         title=Text.assemble((dataset, "bold"), (f"   {board.metric}, {better} is better", "dim")),
         title_justify="left",
@@ -298,7 +301,7 @@ def leaderboard_table(board: Leaderboard, dataset: str, *, limit: int | None = 1
             score(row.validation),
             *test,
             str(row.epoch),
-            _configuration_cell(row),
+            _configuration_cell(row, varied[row.variant]),
         )
     left = len(rows) - len(shown)
     if left:
@@ -314,12 +317,25 @@ def _test_cell(row: Row) -> Text:
     return Text(f"{score(row.test.value)} [{score(row.test.low)}, {score(row.test.high)}]{tie}")
 
 
-def _configuration_cell(row: Row) -> Text:
+def _varied(rows: Sequence[Row]) -> dict[str, set[str]]:
+    """By variant, the hyperparameters that differ between its trials: what tells one row from another."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        values = seen.setdefault(row.variant, {})
+        for name in {*values, *row.config}:
+            values.setdefault(name, set()).add(repr(row.config.get(name)))
+    return {
+        variant: {n for n, different in values.items() if len(different) > 1} or set(values)
+        for variant, values in seen.items()
+    }
+
+
+def _configuration_cell(row: Row, shown: set[str]) -> Text:
     if row.state in {"failed", "interrupted"}:
         return Text(
             f"{row.state}: {row.reason or 'no reason was recorded'}", "red" if row.state == "failed" else "yellow"
         )
-    return Text(configuration(row.config), "dim")
+    return Text(configuration({name: value for name, value in row.config.items() if name in shown}), "dim")
 
 
 def configuration(config: Mapping[str, Any]) -> str:
