@@ -255,3 +255,27 @@ def test_leaderboard_view_with_ties_marks_them_and_says_what_the_mark_means() ->
     assert "mlp@wine/001" in told, "finalists are shown whatever the limit"
     assert "mlp@wine/002" not in told
     assert "1 more: tiltyard leaderboard x --all" in told
+
+
+def test_leaderboard_view_of_a_variant_shows_only_what_its_trials_differ_in() -> None:
+    results = [
+        ranking.Result(
+            cell=f"c{i}",
+            name=f"mlp@wine/{i:03d}",
+            variant="mlp",
+            dataset="wine",
+            index=i,
+            state="done",
+            epoch=2,
+            score=0.9,
+            reason=None,
+            config={"batch_size": 64, "lr": 0.01 * (i + 1)},
+        )
+        for i in range(2)
+    ]
+    board = ranking.leaderboard(
+        experiment="e", key="k" * 64, metric="accuracy", mode=Mode.MAX, results=results, tests={}, tied=frozenset()
+    )
+    text = text_of(leaderboard_view(board))
+    assert "lr=0.01" in text
+    assert "batch_size" not in text
