@@ -111,7 +111,7 @@ def test_leaderboard_of_a_stopped_launch_ranks_what_the_journal_has(
     rows = [line.split() for line in tell(capsys, "leaderboard", "first").splitlines()]
     ranked = [row for row in rows if row and row[0] in {"1", "2", "3"}]
     assert [row[1] for row in ranked] == ["mlp@digits/001", "mlp@digits/000", "mlp@digits/002"]
-    assert ranked[0][2:] == ["0.9000", "3", "hidden=64x32", "lr=0.02"]
+    assert ranked[0][2:] == ["0.9000", "3", "lr=0.02"]
     assert "failed: the loss became NaN" in " ".join(ranked[2])
 
 
