@@ -2,7 +2,8 @@
 
 Events in (a pack's scores, a loss, time is up), instructions out (start this pack). A rung of a group closes when each of
 its live trials has a score or has failed; the best ``ceil(keep * live)`` go on, at least one. Nothing depends on the order
-of events: packs are composed when a rung opens, from the trials in their order; ranks break ties by the trial's index.
+of events: packs are composed when a rung opens, from the trials in their order; equal scores are told apart by the scores
+beside them, then by the trial's index.
 
 Resume and reuse are the same thing: a member whose score at a rung's epoch is *known* is left out of its pack.
 
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tiltyard.errors import JournalError
+from tiltyard.sweep.leaderboard import beside
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import Mode
 
@@ -111,6 +113,7 @@ class _Rung:
     index: int
     live: list[Trial]
     scores: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, tuple[float, ...]] = field(default_factory=dict)
     outstanding: set[str] = field(default_factory=set)
 
 
@@ -121,6 +124,7 @@ class Machine:
         groups: From the plan.
         metric: The ranking metric.
         mode: Its direction.
+        also: Scores that tell trials of equal rank apart, before their place in the plan does.
         pack_size: Members of a pack, given a group and the trials of one shape that are live.
         shape: What must be equal inside a pack; trials of other shapes get packs of their own.
         known: Scores of cells at epochs that need no run.
@@ -132,11 +136,12 @@ class Machine:
         *,
         metric: str,
         mode: Mode,
+        also: Sequence[str] = (),
         pack_size: Callable[[Group, Sequence[Trial]], int],
         shape: Callable[[Trial], str],
         known: Mapping[tuple[str, int], Known],
     ) -> None:
-        self._metric, self._mode = metric, mode
+        self._metric, self._mode, self._also = metric, mode, tuple(also)
         self._pack_size, self._shape, self._known = pack_size, shape, known
         self._trials = {t.cell: t for g in groups for t in g.trials}
         self._states = {cell: TrialState(state="planned") for cell in self._trials}
@@ -261,6 +266,7 @@ class Machine:
             return
         rung.outstanding.discard(cell)
         rung.scores[cell] = score
+        rung.beside[cell] = beside(known.metrics, self._also)
         epoch, last = rung.group.rungs[rung.index], rung.index == len(rung.group.rungs) - 1
         state = TrialState(state="done" if last else "waiting", epoch=epoch, score=score)
         if self._halted is not None and not last:
@@ -277,7 +283,7 @@ class Machine:
             return
         ranked = sorted(
             (t for t in rung.live if t.cell in rung.scores),
-            key=lambda t: (-self._mode.sign * rung.scores[t.cell], t.index),
+            key=lambda t: (-self._mode.sign * rung.scores[t.cell], tuple(-b for b in rung.beside[t.cell]), t.index),
         )
         last = rung.index == len(rung.group.rungs) - 1
         keep = len(ranked) if last else max(1, math.ceil(rung.group.keep * len(ranked) - 1e-9)) if ranked else 0

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiltyard.errors import SpecError
-from tiltyard.types import Mode
+from tiltyard.types import METRICS, Mode
 
 SCHEMA_VERSION = 1
 BOOTSTRAPS = 2000
@@ -121,6 +121,12 @@ def _row(data: Mapping[str, Any]) -> Row:
 def _tuples(value: Any) -> Any:
     """Lists of JSON as the tuples that a configuration has."""
     return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def beside(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+    """Scores that tell equal ones apart, in their order, signed so that larger is better; a missing one is the worst."""
+    signed = ((METRICS[name].mode.sign, metrics.get(name, math.nan)) for name in names)
+    return tuple(sign * value if math.isfinite(value) else -math.inf for sign, value in signed)
 
 
 def rank(results: Sequence[Result], mode: Mode) -> list[Result]:

@@ -413,3 +413,21 @@ def test_end_of_a_pack_that_was_not_running_is_refused() -> None:
     run.to_the_end()
     with pytest.raises(JournalError):
         run.lose(run.started[0])
+
+
+def test_rung_with_equal_scores_keeps_the_trials_whose_other_scores_are_better() -> None:
+    of = group("g", 4, rungs=(1, 2), keep=0.5)
+    losses = dict(zip((t.cell for t in of.trials), (0.9, 0.2, 0.4, 0.1), strict=True))
+    machine = Machine(
+        [of],
+        metric="accuracy",
+        mode=Mode.MAX,
+        also=("log_loss",),
+        pack_size=lambda group, trials: 4,
+        shape=lambda t: str(t.config["shape"]),
+        known={},
+    )
+    while (pack := machine.next()) is not None and pack.rung == 0:
+        scores = {c: Score({"accuracy": 0.5, "log_loss": losses[c]}) for c in pack.cells}
+        machine.report(PackDone(pack.pack_id, scores))
+    assert set(machine.drain_decisions()[0].kept) == {of.trials[1].cell, of.trials[3].cell}
