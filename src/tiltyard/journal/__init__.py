@@ -1,5 +1,6 @@
 """The small transactional record of what was claimed, decided, spent and finished."""
 
+from tiltyard.journal.budgets import Hold
 from tiltyard.journal.record import Journal
 from tiltyard.journal.values import (
     Attempt,
@@ -20,6 +21,7 @@ __all__ = [
     "CellScore",
     "Claim",
     "Decision",
+    "Hold",
     "Journal",
     "Launch",
     "Owner",

@@ -1,28 +1,24 @@
-"""The journal: compare-and-set on SQLite or PostgreSQL.
+"""The journal: what was claimed, tried, decided and spent, by compare-and-set on SQLite or PostgreSQL.
 
-Every write that depends on what was read happens in one transaction; on SQLite it takes the write lock when it begins
-(``BEGIN IMMEDIATE``), on PostgreSQL it locks the row it depends on. Many processes may write to one journal at once.
+Every write that depends on what was read happens in one transaction (`tiltyard.journal.store`). Many processes may write
+to one journal at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, create_engine, event, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, RowMapping, text
 
 from tiltyard.errors import FencedError, JournalError
-from tiltyard.journal.schema import migrate
+from tiltyard.journal.budgets import TeamBudgets
+from tiltyard.journal.store import Store
 from tiltyard.journal.values import (
     Attempt,
     AttemptRow,
@@ -36,21 +32,18 @@ from tiltyard.journal.values import (
     TrialUpdate,
 )
 
-BUSY_S = 60
 CHUNK = 400
 """Values of one IN (...): SQLite takes 32,766 parameters, and long statements are slow to parse."""
 _GENESIS = "0" * 64
-_READS = "tiltyard_reads"
-"""Execution option of a connection that only reads: on SQLite it then takes no write lock."""
 
 
 class Journal:
     """An open journal. Use `open`; close it, or use it as a context manager."""
 
-    def __init__(self, engine: Engine, uri: str) -> None:
-        self._engine = engine
-        self._uri = uri
-        self._is_sqlite = engine.dialect.name == "sqlite"
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.budgets = TeamBudgets(store)
+        """The budgets of teams; they outlive sweeps."""
 
     @classmethod
     def open(cls, uri: str) -> Journal:
@@ -59,28 +52,7 @@ class Journal:
         Raises:
             JournalError: If it cannot be opened, or a newer Tiltyard wrote it.
         """
-        wanted = "Wanted: a writable SQLite file or a PostgreSQL database (TILTYARD_JOURNAL_URI)."
-        try:
-            url = make_url(uri)
-        except SQLAlchemyError as error:
-            raise JournalError(f"The journal's address is no SQLAlchemy URL. {wanted}") from error
-        shown, store = url.render_as_string(hide_password=True), url.drivername.partition("+")[0]
-        if store not in {"sqlite", "postgresql"}:
-            raise JournalError(f"The journal {shown} is neither SQLite nor PostgreSQL. {wanted}")
-        engine: Engine | None = None
-        try:
-            if store == "sqlite":
-                engine = _open_sqlite(uri, url.database)
-            else:
-                engine = create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
-            migrate(engine)
-        except (SQLAlchemyError, OSError, JournalError) as error:
-            if engine is not None:
-                engine.dispose()
-            if isinstance(error, JournalError):
-                raise
-            raise JournalError(f"The journal {shown} cannot be opened: {error}. {wanted}") from error
-        return cls(engine, uri)
+        return cls(Store.open(uri))
 
     def __enter__(self) -> Journal:
         return self
@@ -90,15 +62,15 @@ class Journal:
 
     def close(self) -> None:
         """Gives its connections back."""
-        self._engine.dispose()
+        self._store.close()
 
     # -- claims -------------------------------------------------------------------------------------------------------
 
     def claim(self, key: str, *, experiment: str, spec: str, owner: Owner, lease_s: float = 60.0) -> Claim:
         """Claims a key, takes it over from a dead or late holder, or says who holds it or that it is finished."""
         now = time.time()
-        select = text(f"SELECT * FROM launches WHERE key = :key{self._for_update}")
-        with self._writing() as tx:
+        select = text(f"SELECT * FROM launches WHERE key = :key{self._store.for_update}")
+        with self._store.writing() as tx:
             found = tx.execute(select, {"key": key}).mappings().first()
             if found is None:
                 launch_id = uuid.uuid4().hex
@@ -164,7 +136,7 @@ class Journal:
     def launches(self, experiment: str | None = None) -> list[Launch]:
         """Newest first."""
         where = "WHERE experiment = :experiment " if experiment else ""
-        with self._reading() as c:
+        with self._store.reading() as c:
             rows = c.execute(
                 text(f"SELECT * FROM launches {where}ORDER BY started DESC"),
                 {"experiment": experiment} if experiment else {},
@@ -173,12 +145,12 @@ class Journal:
 
     def launch(self, key: str) -> Launch | None:
         """The launch of a key, if there is one."""
-        with self._reading() as c:
+        with self._store.reading() as c:
             row = c.execute(text("SELECT * FROM launches WHERE key = :key"), {"key": key}).mappings().first()
             return _launch(row) if row else None
 
     def _fenced_update(self, claim: Claim, what: str, values: Mapping[str, Any]) -> None:
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             done = tx.execute(
                 text(f"UPDATE launches SET {what} WHERE key = :key AND fence = :fence"),
                 {**values, "key": claim.key, "fence": claim.fence},
@@ -194,7 +166,7 @@ class Journal:
         Raises:
             FencedError: If the claim was taken over.
         """
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             self._check_fence(tx, claim.key, claim.fence)
             if rows:
                 tx.execute(
@@ -209,13 +181,13 @@ class Journal:
 
     def trials(self, key: str) -> list[TrialRow]:
         """The trials of a key, in the plan's order."""
-        with self._reading() as c:
+        with self._store.reading() as c:
             rows = c.execute(text("SELECT * FROM trials WHERE key = :key ORDER BY grp, idx"), {"key": key}).mappings()
             return [_trial(r) for r in rows]
 
     def find_trials(self, cell_prefix: str) -> list[TrialRow]:
         """Trials whose cell begins so, of any key."""
-        with self._reading() as c:
+        with self._store.reading() as c:
             rows = c.execute(
                 text("SELECT * FROM trials WHERE substr(cell, 1, :size) = :prefix ORDER BY cell, key LIMIT 100"),
                 {"prefix": cell_prefix, "size": len(cell_prefix)},
@@ -230,7 +202,7 @@ class Journal:
         """
         if not updates:
             return
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             self._check_fence(tx, claim.key, claim.fence)
             tx.execute(
                 text(
@@ -246,7 +218,7 @@ class Journal:
         """What is known of these cells, at these epochs or at any."""
         cells, wanted = list(cells), None if epochs is None else set(epochs)
         found: dict[tuple[str, int], CellScore] = {}
-        with self._reading() as c:
+        with self._store.reading() as c:
             for start in range(0, len(cells), CHUNK):
                 part = cells[start : start + CHUNK]
                 names = {f"c{i}": cell for i, cell in enumerate(part)}
@@ -273,7 +245,7 @@ class Journal:
         Raises:
             FencedError: If the claim was taken over.
         """
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             self._check_fence(tx, claim.key, claim.fence, alone=True)
             last = tx.execute(
                 text("SELECT COALESCE(MAX(number), 0) FROM attempts WHERE key = :key AND pack_id = :pack"),
@@ -310,7 +282,7 @@ class Journal:
         Raises:
             FencedError: If a newer attempt or a newer claim exists; nothing is recorded.
         """
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             self._check_fence(tx, attempt.key, attempt.fence)
             self._end_attempt(tx, attempt, "done", metered_s, storage_uri=storage_uri)
             if not scores:
@@ -327,7 +299,7 @@ class Journal:
     def fail_attempt(self, attempt: Attempt, reason: str, metered_s: float) -> None:
         """Records that an attempt failed; it is no error where it was fenced meanwhile."""
         try:
-            with self._writing() as tx:
+            with self._store.writing() as tx:
                 self._end_attempt(tx, attempt, "failed", metered_s, reason=reason)
         except FencedError:
             return
@@ -335,7 +307,7 @@ class Journal:
     def attempts(self, key: str) -> list[AttemptRow]:
         """Every attempt of a key, in order of start."""
         select = "SELECT * FROM attempts WHERE key = :key ORDER BY started, pack_id, number"
-        with self._reading() as c:
+        with self._store.reading() as c:
             rows = c.execute(text(select), {"key": key}).mappings()
             return [
                 AttemptRow(
@@ -385,7 +357,7 @@ class Journal:
 
         With ``alone`` no other transaction of this claim runs beside this one, e.g. to number attempts.
         """
-        lock = self._for_update if alone else self._for_share
+        lock = self._store.for_update if alone else self._store.for_share
         now = tx.execute(text(f"SELECT fence FROM launches WHERE key = :key{lock}"), {"key": key}).scalar()
         if now != fence:
             raise FencedError(_taken_over(key, fence))
@@ -404,7 +376,7 @@ class Journal:
         once: str | None = None,
     ) -> Decision:
         """Appends a decision to the hash chain; with ``once``, the first of that name stands and is returned."""
-        with self._writing(exclusive_table="decisions") as tx:
+        with self._store.writing(exclusive_table="decisions") as tx:
             if once is not None:
                 row = tx.execute(text("SELECT * FROM decisions WHERE once = :once"), {"once": once}).mappings().first()
                 if row is not None:
@@ -438,7 +410,7 @@ class Journal:
         """Decisions in order, of any kind and subject or of one."""
         wanted = {n: v for n, v in (("kind", kind), ("subject", subject)) if v is not None}
         where = f"WHERE {' AND '.join(f'{n} = :{n}' for n in wanted)} " if wanted else ""
-        with self._reading() as c:
+        with self._store.reading() as c:
             rows = c.execute(text(f"SELECT * FROM decisions {where}ORDER BY number"), wanted).mappings()
             return [_decision(r) for r in rows]
 
@@ -453,7 +425,7 @@ class Journal:
             JournalError: Naming the first row that was changed, removed or put in.
         """
         previous, count, seen = _GENESIS, 0, head is None
-        with self._reading() as c:
+        with self._store.reading() as c:
             for row in c.execute(text("SELECT * FROM decisions ORDER BY number")).mappings():
                 count += 1
                 if row["number"] != count or row["previous"] != previous or _chain(row) != row["digest"]:
@@ -472,7 +444,7 @@ class Journal:
 
     def meter(self, *, key: str, what: str, wall_s: float, cpu_s: float, gpu_s: float = 0.0) -> None:
         """Adds metered seconds to a key's spend."""
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             tx.execute(
                 text(
                     "INSERT INTO spend (id, key, what, at, wall_s, cpu_s, gpu_s) VALUES "
@@ -495,7 +467,7 @@ class Journal:
             "SELECT what, SUM(wall_s) AS wall_s, SUM(cpu_s) AS cpu_s, SUM(gpu_s) AS gpu_s FROM spend "
             "WHERE key = :key GROUP BY what ORDER BY what"
         )
-        with self._reading() as c:
+        with self._store.reading() as c:
             rows = list(c.execute(text(select), {"key": key}))
         return Spend(
             wall_s=sum(r.wall_s for r in rows),
@@ -506,7 +478,7 @@ class Journal:
 
     def advance_watermark(self, name: str, expected: str | None, new: str) -> bool:
         """Compare-and-set: True where the watermark was ``expected`` (None: not there) and is ``new`` now."""
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             values = {"name": name, "new": new, "expected": expected}
             if expected is None:
                 statement = "INSERT INTO watermarks (name, value) VALUES (:name, :new) ON CONFLICT (name) DO NOTHING"
@@ -516,13 +488,13 @@ class Journal:
 
     def watermark(self, name: str) -> str | None:
         """The watermark, if there is one."""
-        with self._reading() as c:
+        with self._store.reading() as c:
             value = c.execute(text("SELECT value FROM watermarks WHERE name = :name"), {"name": name}).scalar()
             return None if value is None else str(value)
 
     def record_test_look(self, key: str, dataset: str, cells: Sequence[str]) -> int:
         """Records that the test split is about to be looked at; returns how often that makes for this key and dataset."""
-        with self._writing() as tx:
+        with self._store.writing() as tx:
             tx.execute(
                 text("INSERT INTO test_looks (id, key, dataset, at, cells) VALUES (:id, :key, :dataset, :at, :cells)"),
                 {
@@ -539,51 +511,6 @@ class Journal:
                     {"key": key, "dataset": dataset},
                 ).scalar_one()
             )
-
-    # -- inside -------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with self._engine.connect() as connection:
-            yield connection.execution_options(**{_READS: True})
-
-    @contextmanager
-    def _writing(self, exclusive_table: str | None = None) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            if exclusive_table is not None and not self._is_sqlite:
-                connection.execute(text(f"LOCK TABLE {exclusive_table} IN EXCLUSIVE MODE"))
-            yield connection
-
-    @property
-    def _for_update(self) -> str:
-        return "" if self._is_sqlite else " FOR UPDATE"
-
-    @property
-    def _for_share(self) -> str:
-        return "" if self._is_sqlite else " FOR SHARE"
-
-
-def _open_sqlite(uri: str, database: str | None) -> Engine:
-    if database and database != ":memory:":
-        path = Path(database)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-    engine = create_engine(uri, connect_args={"timeout": BUSY_S})
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000}")
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(_READS, False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
 
 
 def _dump(value: Any) -> str:

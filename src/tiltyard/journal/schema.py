@@ -49,6 +49,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             id VARCHAR(32) PRIMARY KEY, key VARCHAR(64) NOT NULL, dataset VARCHAR(100) NOT NULL, at DOUBLE PRECISION NOT NULL,
             cells TEXT NOT NULL)""",
     ),
+    (
+        """CREATE TABLE budgets (
+            team VARCHAR(100) PRIMARY KEY, limit_cpu_s DOUBLE PRECISION, limit_gpu_s DOUBLE PRECISION,
+            changed DOUBLE PRECISION NOT NULL)""",
+        """CREATE TABLE holds (
+            id VARCHAR(32) PRIMARY KEY, team VARCHAR(100) NOT NULL, key VARCHAR(64) NOT NULL, fence INTEGER NOT NULL,
+            pack_id VARCHAR(260) NOT NULL, at DOUBLE PRECISION NOT NULL, cpu_s DOUBLE PRECISION NOT NULL,
+            gpu_s DOUBLE PRECISION NOT NULL, state VARCHAR(16) NOT NULL)""",
+        "CREATE INDEX holds_team ON holds (team)",
+    ),
 )
 VERSION = len(MIGRATIONS)
 
