@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
 from tiltyard.journal import Journal
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.launch import Outcome, Watch, launch
+from tiltyard.sweep.leaderboard import Leaderboard
 from tiltyard.types import DatasetRef, Task
 
 DIGEST = "c" * 64
@@ -69,14 +72,15 @@ def experiment(**changes: Any) -> Experiment:
 
 
 def gated(gate: Path, *, steps: int = 0, **changes: Any) -> Experiment:
-    """Two groups of a user's model that waits while ``gate`` exists, after ``steps`` training steps of a process."""
+    """Four trials of a user's model that waits while ``gate`` exists, after ``steps`` training steps of a pack."""
     variant = Variant(
         name="own",
         model="users_models:Gated",
         fixed={"gate": str(gate), "steps": steps, "batch_size": 32},
         space={"lr": loguniform(1e-3, 1e-1)},
     )
-    return experiment(name="gated", variants=(variant,), search=SEARCH_OF_FOUR, **changes)
+    fields = {"name": "gated", "datasets": (DatasetRef("rings"),), "search": SEARCH_OF_FOUR, **changes}
+    return experiment(variants=(variant,), **fields)
 
 
 SEARCH_OF_FOUR = Search(trials=4, halving=Halving(rungs=(1, 3), keep=1 / 2), finalists=2)
@@ -92,18 +96,18 @@ class Standing:
     """One trial's line of a leaderboard: what must be equal between two runs of the same sweep."""
 
     rank: int
-    cell: str
+    name: str
     state: str
     epoch: int
     validation: float | None
     test: Mapping[str, Any] | None
 
 
-def standings(outcome: Outcome) -> dict[str, list[Standing]]:
+def standings(board: Leaderboard) -> dict[str, list[Standing]]:
     """The leaderboard, dataset by dataset, to the last bit."""
     return {
-        dataset: [Standing(r.rank, r.cell, r.state, r.epoch, r.validation, _test(r.test)) for r in rows]
-        for dataset, rows in outcome.leaderboard.tables.items()
+        dataset: [Standing(r.rank, r.name, r.state, r.epoch, r.validation, _test(r.test)) for r in rows]
+        for dataset, rows in board.tables.items()
     }
 
 
@@ -111,13 +115,39 @@ def _test(score: Any) -> Mapping[str, Any] | None:
     return None if score is None else {"value": score.value, "low": score.low, "high": score.high, **score.others}
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 60.0, what: str = "the condition") -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 40.0, what: str = "the condition") -> Any:
     """Waits for something to come true and returns it."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what} did not come true in {timeout_s:g} s"
         time.sleep(0.02)
     return value
+
+
+def marks(gate: Path) -> list[int]:
+    """Processes that wait at the gate now."""
+    return [int(p.suffix[1:]) for p in gate.parent.glob(f"{gate.name}.*")]
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Runs ``work`` in a thread beside the block; what went wrong there is raised at the block's end."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def attempts(settings: Settings, key: str) -> list[Any]:

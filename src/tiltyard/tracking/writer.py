@@ -44,7 +44,7 @@ class TrackerReport:
 class Tracker:
     """The driver's end of the spool. Start it early: importing MLflow and opening its store takes seconds.
 
-    As a context manager it is closed at the end, after an error too.
+    As a context manager it is closed at the end; after an error the parent run says so.
     """
 
     def __init__(self, settings: Settings, key: str) -> None:
@@ -54,6 +54,8 @@ class Tracker:
         self._process: subprocess.Popen[bytes] | None = None
         self._sent = 0
         self._report: TrackerReport | None = None
+        self._progress = 0, 0.0
+        """Lines that were written when somebody last looked, and since when."""
 
     def __enter__(self) -> Self:
         return self
@@ -61,6 +63,9 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self._spool is not None:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+            self.close_launch(status=status, metrics={}, tags={"tiltyard.reason": f"{kind.__name__}: {error}"[:5000]})
         self.close()
 
     def start(self) -> Tracker:
@@ -68,10 +73,8 @@ class Tracker:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / SPOOL
         self._sent, whole = _count_lines(path)
-        if (
-            self._state().get("done", 0) > self._sent
-        ):  # somebody removed the spool: how far it was read means nothing now
-            (self._folder / STATE).unlink()
+        if self._state().get("done", 0) > self._sent:
+            (self._folder / STATE).unlink()  # somebody removed the spool: how far it was read means nothing now
         self._spool = path.open("a", encoding="utf-8")
         if not whole:  # a driver died in the middle of a line: nobody reads that one
             self._spool.write("\n")
@@ -88,6 +91,7 @@ class Tracker:
                 env=os.environ | _ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C at the terminal ends the sweep, not the record of it
             )
+        self._progress = -1, time.monotonic()
         return self
 
     def open_launch(self, record: LaunchRecord) -> None:
@@ -146,25 +150,29 @@ class Tracker:
 
     def _wait(self, condition: Callable[[], bool]) -> None:
         """Until the condition holds, the writer has ended, or it comes no further."""
-        done, since = -1, time.monotonic()
         while not condition() and self._process is not None and self._process.poll() is None:
             state = self._state()
-            if state.get("done", 0) != done:
-                done, since = state.get("done", 0), time.monotonic()
-            if time.monotonic() - since > (AWAY_S if state.get("error") else PATIENCE_S):
+            if (done := state.get("done", 0)) != self._progress[0]:
+                self._progress = done, time.monotonic()
+            if time.monotonic() - self._progress[1] > (AWAY_S if state.get("error") else PATIENCE_S):
                 return
             time.sleep(_POLL_S)
 
     def _state(self) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = json.loads((self._folder / STATE).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return {}
-        return state
+        return read_state(self._folder)
 
     def _log_tail(self) -> str:
         lines = (self._folder / "writer.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
+
+
+def drain_leftover(settings: Settings, key: str) -> TrackerReport | None:
+    """Writes what an earlier launch of the key could not; None where there is nothing of the kind."""
+    folder = spool_folder(settings, key)
+    sent, _ = _count_lines(folder / SPOOL)
+    if sent == 0 or read_state(folder).get("done", 0) >= sent:
+        return None
+    return Tracker(settings, key).start().close()
 
 
 _ENVIRONMENT = {
@@ -174,6 +182,15 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "OMP_NUM_THREADS": "1",
 }
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """How far a spool is written; empty where nobody has begun."""
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+    except FileNotFoundError:
+        return {}
+    return state
 
 
 def spool_folder(settings: Settings, key: str) -> Path:

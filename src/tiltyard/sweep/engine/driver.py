@@ -124,8 +124,7 @@ class SweepDriver:
         elif self.stopping:
             self._machine.report(PackStopped(pack_id, self._stopping or ""))
         else:
-            reason = self._why_lost(pack_id) if failed else "the worker ended without recording scores"
-            self._machine.report(PackLost(pack_id, reason))
+            self._machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
         self._journal_decisions()
         self._sync()
 
@@ -230,9 +229,11 @@ class SweepDriver:
         source = self._known[trial.cell, from_epoch].storage_uri if from_epoch else None
         return Seat(cell=trial.cell, seed=trial.seed, config=trial.config, source=source)
 
-    def _why_lost(self, pack_id: str) -> str:
-        failed = [a for a in self._journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
-        return str(failed[-1].reason) if failed else "the worker process died before it could say why"
+    def _why_lost(self, pack_id: str, *, failed: bool) -> str:
+        said = [a for a in self._journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
+        if said:
+            return str(said[-1].reason)
+        return "the worker process died before it could say why" if failed else "the worker ended without a score"
 
 
 def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:

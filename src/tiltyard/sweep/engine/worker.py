@@ -8,6 +8,7 @@ epoch and that the worker is alive, nothing else.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 from ray import tune
 
 from tiltyard.data.stream import open_feed
+from tiltyard.errors import ModelError, SpecError, TrainingError
 from tiltyard.journal import CellScore, Claim, Journal
 from tiltyard.sweep.engine.assignment import Assignment
 from tiltyard.sweep.engine.execute import Outcome, batch_size_of, execute
@@ -39,6 +41,7 @@ class Post:
         cpus: CPUs that a pack holds while its actor lives.
         gpus: GPUs likewise.
         since: When the sweep's packs began, in seconds of the epoch: an actor is metered from then at the earliest.
+        import_paths: Where the driver finds the user's modules; Ray hands on its working directory alone.
     """
 
     claim: Claim
@@ -50,6 +53,13 @@ class Post:
     cpus: float = 1.0
     gpus: float = 0.0
     since: float = 0.0
+    import_paths: tuple[str, ...] = ()
+
+
+def import_paths() -> tuple[str, ...]:
+    """Where this process finds modules beside Python's own and those that are installed."""
+    installed = (sys.prefix, sys.base_prefix, sys.exec_prefix)
+    return tuple(os.path.abspath(path) for path in sys.path if not os.path.abspath(path).startswith(installed))
 
 
 @lru_cache(maxsize=1)
@@ -64,6 +74,7 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
 
     started = time.monotonic()
     torch.set_num_threads(post.threads)
+    sys.path += [path for path in post.import_paths if path not in sys.path]
     journal = _journal(post.journal_uri)
     layout = Layout(Storage(post.storage_uri), post.claim.key)
     assignment = Assignment.from_dict(layout.storage.read_json(layout.assignment(config["pack"])))
@@ -84,6 +95,8 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
     except Exception as error:
         journal.fail_attempt(attempt, f"{type(error).__name__}: {error}", metered_s=time.monotonic() - started)
         _METER.charge(journal, post)
+        if isinstance(error, (SpecError, ModelError, TrainingError)):
+            return  # it would fail again as it did: the driver reads the reason from the journal and goes on
         raise
     journal.finish_attempt(
         attempt,
