@@ -28,12 +28,11 @@ from tiltyard.sweep.engine.finals import look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.packing import pack_size_for, shape_of
-from tiltyard.sweep.engine.worker import Post
+from tiltyard.sweep.engine.worker import Post, import_paths
 from tiltyard.sweep.halving import Machine
-from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
+from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, finalists, leaderboard
 from tiltyard.sweep.plan import DatasetFacts, Plan, Trial, plan
-from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord
-from tiltyard.types import METRICS
+from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord, drain_leftover
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +211,12 @@ class _Launch:
         """The answer of an earlier launch."""
         board = Leaderboard.from_json(self.layout.storage.read_json(self.layout.leaderboard))
         self.watch.planned(self.plan, len(self.plan.trials))
+        report = drain_leftover(self.settings, self.claim.key)
+        if report is not None and report.parent_run_id is not None:
+            self.journal.set_parent_run(self.claim, report.parent_run_id)
         rows = self.journal.trials(self.claim.key)
-        return self._outcome("reused", None, board, self._results(rows), None, {})
+        runs = Tracker(self.settings, self.claim.key).run_ids()
+        return self._outcome("reused", None, board, self._results(rows), report, runs)
 
     def run(self, store: DatasetStore) -> Outcome:
         """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
@@ -267,6 +270,7 @@ class _Launch:
             self.plan.groups,
             metric=objective.metric,
             mode=objective.direction,
+            also=objective.also,
             pack_size=pack_size_for(resources, slots=slots, groups=len(self.plan.groups), device=device),
             shape=shape_of,
             known=self.known,
@@ -316,6 +320,7 @@ class _Launch:
             cpus=self.experiment.resources.cpus,
             gpus=self.experiment.resources.gpus,
             since=time.time(),
+            import_paths=import_paths(),
         )
 
     def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:
@@ -433,11 +438,8 @@ class _Launch:
         ]
 
     def _beside(self, row: TrialRow) -> tuple[float, ...]:
-        """The scores beside the ranking one, larger is better; one that is missing is the worst there is."""
         scores = self.known.get((row.cell, row.epoch))
-        found = scores.metrics if scores is not None else {}
-        signed = [(METRICS[name].mode.sign, found.get(name, math.nan)) for name in self.experiment.objective.also]
-        return tuple(sign * value if math.isfinite(value) else -math.inf for sign, value in signed)
+        return beside(scores.metrics if scores is not None else {}, self.experiment.objective.also)
 
     def _outcome(
         self,
