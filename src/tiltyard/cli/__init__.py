@@ -58,6 +58,12 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_DATA,
         ),
         CommandEntry(
+            name="budget",
+            summary="Set or show the budgets of teams, which outlive sweeps.",
+            module="tiltyard.cli.budget",
+            panel=_SWEEP,
+        ),
+        CommandEntry(
             name="leaderboard",
             summary="Show the ranked trials of an experiment, dataset by dataset.",
             module="tiltyard.cli.results",

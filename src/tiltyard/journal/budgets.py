@@ -56,11 +56,11 @@ class TeamBudgets:
         with self._store.reading() as c:
             return self._budget(c, team)
 
-    def all(self) -> list[Budget]:
+    def all(self) -> dict[str, Budget]:
         """Every team's budget, by name."""
         with self._store.reading() as c:
             teams = c.execute(text("SELECT team FROM budgets ORDER BY team")).scalars().all()
-            return [self._budget(c, team) for team in teams]
+            return {team: self._budget(c, team) for team in teams}
 
     def hold(self, team: str, *, claim: Claim, pack_id: str, ask: Seconds) -> Hold:
         """Reserves seconds for a pack that is to start.
