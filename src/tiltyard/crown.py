@@ -20,7 +20,8 @@ from tiltyard.experiment import Experiment
 from tiltyard.journal import Journal
 from tiltyard.registry.bundle import BundleSpec, read_bundle, write_bundle
 from tiltyard.registry.lineage import Lineage
-from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion
+from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.registry.version import ModelVersion
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.finals import row_scores
 from tiltyard.sweep.engine.launch import Outcome
@@ -189,12 +190,12 @@ def check_served(
 ) -> list[Served]:
     """Deploys the champions on Ray Serve, streams the held-out rows through them, and compares with the bundle offline."""
     from tiltyard.serving.client import deploy, remove, stream_rows
-    from tiltyard.serving.deployment import champions_app
+    from tiltyard.serving.deployment import evaluation_app
 
     store = DatasetStore(settings.data_uri)
     registry = ModelRegistry(settings)
     handle = deploy(
-        champions_app([f"{c.model.name}@{c.model.version}" for c in crowned], settings), name=experiment.name
+        evaluation_app([f"{c.model.name}@{c.model.version}" for c in crowned], settings), name=experiment.name
     )
     served = []
     try:

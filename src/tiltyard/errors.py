@@ -19,6 +19,7 @@
     │   └── AlreadyClaimedError   somebody else holds the key
     ├── BudgetExceededError       more was asked for than is left
     ├── RegistryError             no such model, version or alias
+    │   └── RegistryAwayError     the registry or its artifacts did not answer
     ├── ServingError              a deployment or request that failed for a stated reason
     ├── SubmitError               a job that could not be packed, sent or followed
     ├── ClusterError              Kubernetes or KubeRay answered no
@@ -96,6 +97,10 @@ class BudgetExceededError(TiltyardError):
 
 class RegistryError(TiltyardError):
     """No such model, version or alias."""
+
+
+class RegistryAwayError(RegistryError):
+    """The registry or its artifacts did not answer; what was asked for may exist."""
 
 
 class ServingError(TiltyardError):

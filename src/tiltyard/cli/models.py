@@ -19,7 +19,8 @@ from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
 from tiltyard.settings import Settings
 
 if TYPE_CHECKING:
-    from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion
+    from tiltyard.registry.mlflow_registry import ModelRegistry
+    from tiltyard.registry.version import ModelVersion
 
 app = typer.Typer(help="List registered models; show, compare, promote or roll one back.", invoke_without_command=True)
 

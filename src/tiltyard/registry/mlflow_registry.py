@@ -12,58 +12,32 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 take four minutes to say "away"
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tiltyard.errors import ModelError, RegistryError
+from tiltyard.errors import ModelError, RegistryAwayError, RegistryError
 from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
 from tiltyard.registry.bundle import MANIFEST, SPEC, BundleSpec, check_bundle
-from tiltyard.registry.lineage import Lineage
 from tiltyard.registry.mlmodel import write_mlmodel
+from tiltyard.registry.version import (
+    DIGEST_TAG,
+    METRICS_TAG,
+    SCORE_TAG,
+    ModelVersion,
+    cached_bundle,
+    remember,
+)
 from tiltyard.settings import Settings
-
-DIGEST_TAG, METRICS_TAG, SCORE_TAG = "tiltyard.bundle_digest", "tiltyard.metrics", "tiltyard.score"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelVersion:
-    """A version in the registry."""
-
-    name: str
-    version: int
-    digest: str
-    aliases: tuple[str, ...]
-    tags: Mapping[str, str]
-    run_id: str
-    source: str
-    created_ms: int
-
-    @property
-    def lineage(self) -> Lineage:
-        """Where it came from."""
-        return Lineage.from_tags(self.tags)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Scores it was chosen by; empty where none were recorded."""
-        return {k: float(v) for k, v in json.loads(self.tags.get(METRICS_TAG, "{}")).items()}
-
-    @property
-    def score(self) -> tuple[str, float] | None:
-        """The score that decided, with its name."""
-        metrics = self.metrics
-        name = self.tags.get(SCORE_TAG) or next(iter(metrics), "")
-        return (name, metrics[name]) if name in metrics else None
 
 
 class ModelRegistry:
@@ -102,6 +76,7 @@ class ModelRegistry:
             made = self._client.create_model_version(name, source=source, run_id=run_id, tags=tags)
             found = self._version(made)
         self._keep(bundle, digest)
+        remember(self._settings, _pin(found), found)
         return found
 
     def _new_run(self, name: str) -> str:
@@ -164,7 +139,7 @@ class ModelRegistry:
         except MlflowException as error:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 return None
-            raise RegistryError(
+            raise RegistryAwayError(
                 f"The registry at {_shown(self._settings.tracking_uri)} did not answer for {name}: {error}. "
                 "Wanted: MLflow within reach; see TILTYARD_TRACKING_URI."
             ) from error
@@ -242,6 +217,7 @@ class ModelRegistry:
             except ModelError:  # the copy is damaged, not the original: take another
                 shutil.rmtree(cached)
             else:
+                remember(self._settings, _pin(version), version)
                 return cached
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cached.parent) as folder:
@@ -250,7 +226,7 @@ class ModelRegistry:
                     artifact_uri=version.source, dst_path=folder, tracking_uri=self._settings.tracking_uri
                 )
             except (MlflowException, OSError) as error:
-                raise RegistryError(
+                raise RegistryAwayError(
                     f"{version.name} version {version.version} could not be fetched from {version.source}: {error}. "
                     "Wanted: MLflow's artifact store within reach."
                 ) from error
@@ -261,6 +237,7 @@ class ModelRegistry:
                 )
             check_bundle(manifest.parent, expect_digest=version.digest)
             _move_whole(manifest.parent, cached)
+        remember(self._settings, _pin(version), version)
         return cached
 
     @staticmethod
@@ -277,9 +254,8 @@ class ModelRegistry:
         )
 
 
-def cached_bundle(settings: Settings, digest: str) -> Path:
-    """Where a bundle of this digest is cached."""
-    return settings.home / "bundles" / digest
+def _pin(version: ModelVersion) -> ModelAddress:
+    return ModelAddress(name=version.name, alias=None, version=version.version)
 
 
 def _move_whole(folder: Path, place: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from tiltyard.errors import DigestMismatchError, RegistryError
 from tiltyard.registry import read_bundle
-from tiltyard.registry.mlflow_registry import ModelRegistry, ModelVersion, cached_bundle
+from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.registry.version import ModelVersion, cached_bundle
 from tiltyard.settings import Settings
 from tiltyard.testing.bundles import SmallBundle, small_bundle
 from tiltyard.types import Task
