@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from tiltyard.errors import ModelError
 from tiltyard.models.cnn import cnn
+from tiltyard.models.masked import MaskedInput
 from tiltyard.models.mlp import linear, mlp, resmlp
 from tiltyard.types import Task
+
+__all__ = ["FAMILIES", "Builder", "MaskedInput", "build", "builder", "validate_args"]
 
 Builder = Callable[..., nn.Module]
 

@@ -106,8 +106,8 @@ class LightGBMTrial:
         if self.task is Task.BINARY:
             raw = np.stack([1 - raw, raw], axis=1)
         if self.task is Task.REGRESSION:
-            return raw.reshape(len(x), -1).astype(np.float32)
-        return np.log(np.clip(raw, 1e-12, 1.0)).astype(np.float32)
+            return np.asarray(raw.reshape(len(x), -1), dtype=np.float32)
+        return np.asarray(np.log(np.clip(raw, 1e-12, 1.0)), dtype=np.float32)
 
     @property
     def model_text(self) -> str:
@@ -150,11 +150,12 @@ class LightGBMTrial:
         self._booster = lightgbm.Booster(model_str=text)
 
     def _params(self) -> dict[str, Any]:
-        objective = {
+        objectives: dict[Task, dict[str, Any]] = {
             Task.BINARY: {"objective": "binary"},
             Task.MULTICLASS: {"objective": "multiclass", "num_class": self.num_outputs},
             Task.REGRESSION: {"objective": "regression"},
-        }.get(self.task)
+        }
+        objective = objectives.get(self.task)
         if objective is None or (self.task is Task.REGRESSION and self.num_outputs > 1):
             raise TrainingError(
                 f"lightgbm has no {self.task} task with {self.num_outputs} outputs here; use a network."

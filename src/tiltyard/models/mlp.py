@@ -27,8 +27,8 @@ def mlp(*, input_shape: tuple[int, ...], num_outputs: int, hidden: Sequence[int]
     return nn.Sequential(*layers, nn.Linear(width, num_outputs))
 
 
-class _Block(nn.Module):
-    """``x + W2 relu(W1 norm(x))`` (pre-norm residual block)."""
+class ResidualBlock(nn.Module):
+    """``x + drop(W2 relu(W1 norm(x)))``, a pre-norm residual block."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,12 +42,22 @@ class _Block(nn.Module):
         out: Tensor = x + self.drop(self.outer(self.inner(self.norm(x)).relu()))
         return out
 
+    def inside(self) -> list[tuple[str, nn.Module]]:
+        """What is added to x, layer by layer, by the names that its parameters have here."""
+        return [
+            ("norm", self.norm),
+            ("inner", self.inner),
+            ("", nn.ReLU()),
+            ("outer", self.outer),
+            ("drop", self.drop),
+        ]
+
 
 def resmlp(*, input_shape: tuple[int, ...], num_outputs: int, width: int = 64, depth: int = 2) -> nn.Module:
     """A residual MLP: ``depth`` pre-norm blocks of ``width`` (as in Gorishniy et al. 2021, arXiv 2106.11959)."""
     if width < 1 or depth < 1:
         raise ModelError(f"width {width} and depth {depth} must both be 1 or more.")
-    blocks = [_Block(width) for _ in range(depth)]
+    blocks = [ResidualBlock(width) for _ in range(depth)]
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(input_shape), width),

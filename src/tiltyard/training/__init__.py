@@ -1,8 +1,9 @@
 """Packs: many models stepped together. Needs torch, numpy and safetensors alone."""
 
-from tiltyard.training.pack import Pack, build_module, explain_unpackable
+from tiltyard.training.pack import Pack, build_module, rebuild_module
 from tiltyard.training.scores import scores
-from tiltyard.training.spec import MEMBER_FIELDS, Member, PackSpec, split_config
+from tiltyard.training.spec import MEMBER_FIELDS, Member, PackSpec, members_of, pack_signature, split_config
+from tiltyard.training.vmapped import explain_unpackable
 
 __all__ = [
     "MEMBER_FIELDS",
@@ -11,6 +12,9 @@ __all__ = [
     "PackSpec",
     "build_module",
     "explain_unpackable",
+    "members_of",
+    "pack_signature",
+    "rebuild_module",
     "scores",
     "split_config",
 ]

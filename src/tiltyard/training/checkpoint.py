@@ -1,33 +1,70 @@
-"""A pack on disk: ``pack.safetensors`` and ``pack.json`` with a schema version. Nothing is pickled."""
+"""A pack on disk: ``pack.json`` with a schema version, and the safetensors file it names. Nothing is pickled.
+
+The JSON is moved into place last and names the tensors by a name of their own, so at every moment the folder holds one
+whole checkpoint: the older until that move, the newer after it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiltyard.errors import ModelError
 
-SCHEMA_VERSION = 1
-TENSORS, META = "pack.safetensors", "pack.json"
+SCHEMA_VERSION = 2
+META = "pack.json"
+_FIRST_TENSORS = "pack.safetensors"
+"""Where schema version 1 kept them."""
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes both files; the JSON, written last and moved into place, says that the checkpoint is whole."""
+    """Writes a checkpoint over whatever is there, whole or not at all.
+
+    Args:
+        folder: Where; made if it is not there. One writer at a time.
+        tensors: On the CPU.
+        meta: JSON values; ``schema_version`` and ``tensors`` are added.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / f".{TENSORS}")
-    os.replace(folder / f".{TENSORS}", folder / TENSORS)
-    (folder / f".{META}").write_text(json.dumps({"schema_version": SCHEMA_VERSION, **meta}))
-    os.replace(folder / f".{META}", folder / META)
+    name = f"pack-{uuid.uuid4().hex[:12]}.safetensors"
+    new = folder / f".{name}.json"
+    try:
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / name)
+        new.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "tensors": name, **meta}))
+        for path in (folder / name, new):
+            _to_disk(path)
+        os.replace(new, folder / META)
+    except BaseException:
+        for path in (folder / name, new):
+            path.unlink(missing_ok=True)
+        raise
+    for old in folder.glob("pack*.safetensors"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+    for left in folder.glob(".pack-*.json"):
+        left.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Waits until the file's bytes are on the disk, so that a machine that stops cannot leave a name without them."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `write` wrote.
+    """Reads what `write` wrote, in any schema version up to this one.
 
     Raises:
         ModelError: If there is no whole checkpoint, or a newer Tiltyard wrote it.
@@ -36,9 +73,54 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         meta = json.loads((folder / META).read_text())
     except FileNotFoundError as error:
         raise ModelError(f"No checkpoint of a pack in {folder}: {META} is not there. Train the pack again.") from error
-    if meta["schema_version"] > SCHEMA_VERSION:
+    except ValueError as error:
+        raise ModelError(f"{folder / META} is not JSON ({error}). Train the pack again.") from error
+    found = meta.get("schema_version")
+    if not isinstance(found, int) or found > SCHEMA_VERSION:
         raise ModelError(
-            f"The checkpoint in {folder} has schema version {meta['schema_version']}; this Tiltyard reads up to "
-            f"{SCHEMA_VERSION}. Install the one that wrote it."
+            f"The checkpoint in {folder} has schema version {found}; this Tiltyard reads up to {SCHEMA_VERSION}. "
+            "Install the one that wrote it."
         )
-    return load_file(folder / TENSORS), meta
+    path = folder / Path(meta.get("tensors", _FIRST_TENSORS)).name
+    try:
+        return load_file(path), meta
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ModelError(
+            f"The checkpoint in {folder} is not whole: {path.name}: {error}. Train the pack again."
+        ) from error
+
+
+class Saving:
+    """A checkpoint on its way to the disk, in a thread; `wait` for it before relying on it.
+
+    Args:
+        folder: As `write`.
+        tensors: As `write`; no longer changed by anybody.
+        meta: As `write`.
+    """
+
+    def __init__(self, folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._write, args=(folder, tensors, meta), name="tiltyard-checkpoint")
+        self._thread.start()
+
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        try:
+            write(folder, tensors, meta)
+        except BaseException as error:  # told to whoever waits
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        """Whether it has been written, or has failed."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Returns when the checkpoint is on disk.
+
+        Raises:
+            Exception: Whatever kept it from being written.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error

@@ -1,35 +1,109 @@
-"""The loss of one member on one batch, for each task; written to run under ``torch.func.vmap``."""
+"""The loss of many members on one batch, and its gradient with respect to their outputs, written out by hand.
+
+Outputs lie as ``(members, outputs, rows)``. Where no member smooths labels or weights classes, the target is shared and
+the short way is taken; its arithmetic is the long way's with factors of exactly 1, so a member's numbers do not depend on
+whether a neighbour has weights.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tiltyard.training.spec import Member
 from tiltyard.types import Task
 
 
-def loss(task: Task, outputs: Tensor, y: Tensor, smoothing: Tensor, weights: Tensor) -> Tensor:
-    """Mean loss of a batch, 0-dimensional.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The labels of a batch as a loss wants them.
 
     Args:
-        task: Which loss: cross-entropy, binary cross-entropy per label, or squared error.
-        outputs: ``(rows, outputs)``.
-        y: As `tiltyard.types.Task` says.
-        smoothing: Label smoothing, 0-dimensional.
-        weights: ``(outputs,)``; rows of a class count as much as its weight, normalised as in ``torch.nn.CrossEntropyLoss``.
+        values: ``(outputs, rows)`` float32: one-hot classes, labels, or values to meet.
+        counts: ``(outputs,)`` rows of each class; empty where there are no classes.
     """
-    if task in {Task.BINARY, Task.MULTICLASS}:
-        return _cross_entropy(outputs, y, smoothing, weights)
-    if task is Task.MULTILABEL:
-        target = y * (1.0 - smoothing) + 0.5 * smoothing
-        return (F.binary_cross_entropy_with_logits(outputs, target, reduction="none") * weights).mean()
-    return ((outputs - y) ** 2).mean()
+
+    values: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, task: Task, y: Tensor, num_outputs: int) -> Target:
+        """``y``: as `tiltyard.types.Task` says."""
+        if task in {Task.BINARY, Task.MULTICLASS}:
+            values = torch.zeros(num_outputs, len(y), device=y.device)
+            values.scatter_(0, y.unsqueeze(0), 1.0)
+            return cls(values, values.double().sum(1))
+        return cls(y.t().contiguous(), torch.empty(0, device=y.device))
 
 
-def _cross_entropy(outputs: Tensor, y: Tensor, smoothing: Tensor, weights: Tensor) -> Tensor:
-    log_p = torch.log_softmax(outputs, dim=-1)
-    weight = weights[y]
-    hit = -(log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1) * weight)
-    spread = -(log_p * weights).sum(-1) / outputs.shape[-1]
-    return ((1.0 - smoothing) * hit + smoothing * spread).sum() / weight.sum()
+class Loss:
+    """Mean loss of a batch for each member of a chunk.
+
+    Cross-entropy as ``torch.nn.CrossEntropyLoss`` (rows of a class count as much as its weight; smoothing spreads a share
+    of the target over all classes), binary cross-entropy per label as ``torch.nn.BCEWithLogitsLoss``, or squared error.
+
+    Args:
+        task: Which of them.
+        members: Whose smoothing and class weights.
+        num_outputs: Logits or values.
+        device: Of the outputs.
+    """
+
+    def __init__(self, task: Task, members: Sequence[Member], num_outputs: int, device: torch.device) -> None:
+        self._task = task
+        self._plain = all(m.class_weights is None and m.label_smoothing == 0 for m in members)
+        ones = (1.0,) * num_outputs
+        self._weights = torch.tensor([m.class_weights or ones for m in members], device=device).unsqueeze(2)
+        self._smoothing = torch.tensor([m.label_smoothing for m in members], device=device).view(-1, 1, 1)
+        self._on = (1.0 - self._smoothing) * self._weights
+        self._everywhere = self._smoothing * self._weights / num_outputs
+
+    def __call__(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+        """The losses, ``(members,)``; writes their gradient.
+
+        Args:
+            outputs: ``(members, outputs, rows)``; may be overwritten.
+            target: From `Target.of`.
+            gradient: Like outputs, written.
+        """
+        if self._task in {Task.BINARY, Task.MULTICLASS}:
+            return self._cross_entropy(outputs, target, gradient)
+        if self._task is Task.MULTILABEL:
+            return self._binary(outputs, target, gradient)
+        return _squared(outputs, target, gradient)
+
+    def _cross_entropy(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+        log_p = torch.log_softmax(outputs, dim=1)
+        torch.exp(log_p, out=gradient)
+        if self._plain:
+            share = 1.0 / outputs.shape[2]
+            gradient.sub_(target.values).mul_(share)
+            return log_p.mul_(target.values).sum((1, 2)).mul_(-share)
+        wanted = target.values * self._on + self._everywhere
+        shares = (1.0 / (self._weights.squeeze(2).double() * target.counts).sum(1)).float()
+        gradient.mul_(wanted.sum(1, keepdim=True)).sub_(wanted).mul_(shares.view(-1, 1, 1))
+        return log_p.mul_(wanted).sum((1, 2)).mul_(-shares)
+
+    def _binary(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+        share = 1.0 / (outputs.shape[1] * outputs.shape[2])
+        small = torch.exp(-outputs.abs())  # exp and log1p alone: their results do not depend on where a number lies
+        torch.exp(outputs.clamp(max=0), out=gradient).div_(1.0 + small)
+        wanted = target.values if self._plain else target.values * (1.0 - self._smoothing) + 0.5 * self._smoothing
+        loss = outputs.clamp(min=0).sub_(outputs * wanted).add_(torch.log1p(small))
+        gradient.sub_(wanted)
+        if not self._plain:
+            gradient.mul_(self._weights)
+            loss.mul_(self._weights)
+        gradient.mul_(share)
+        return loss.sum((1, 2)).mul_(share)
+
+
+def _squared(outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+    share = 1.0 / (outputs.shape[1] * outputs.shape[2])
+    torch.sub(outputs, target.values, out=gradient)
+    losses = (gradient * gradient).sum((1, 2)).mul_(share)
+    gradient.mul_(2.0 * share)
+    return losses

@@ -1,16 +1,14 @@
 """Many same-shaped models stepped together on one stream of batches, each with the result it would have alone.
 
-Parameters of K members are one ``(K, P)`` tensor; a step is one ``vmap`` of one member's loss and gradient, taken in
-chunks of members so that what a step touches stays in cache. Everything random is a function of the member's own seed
-and step (`tiltyard.training.randomness`), so neighbours, place, chunk and restores change nothing but the order of
-floating-point sums inside matrix products.
+Everything random is a function of the member's own seed and step (`tiltyard.training.randomness`), every rate is the
+member's own, and members meet nowhere but in the batch they read. So neighbours, place, chunk, leaving and restores change
+nothing but, at most, the order of floating-point sums inside a matrix product; `README.md` states by how much.
 """
 
 from __future__ import annotations
 
-import contextvars
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +16,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
 
-from tiltyard.errors import TrainingError, UnpackableError
-from tiltyard.models import build
-from tiltyard.training import checkpoint
-from tiltyard.training.losses import loss
-from tiltyard.training.randomness import at_place, keys, normal, uniform
+from tiltyard.errors import ModelError, TrainingError, UnpackableError
+from tiltyard.models import MaskedInput, build
+from tiltyard.training import checkpoint, dense, sizing
+from tiltyard.training.chunk import Batch, Chunk, Model
+from tiltyard.training.layout import Layout
+from tiltyard.training.optimizers import rates
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import Member, PackSpec
+from tiltyard.training.vmapped import Stacked, carried, explain_unpackable, returns, template, trained
 from tiltyard.types import Task
 
 Array = npt.NDArray[np.float64]
-CHUNK = 32
 SCORE_ROWS = 4096
-_NOISE, _INIT = 1_000_003, 1_000_033
-_dropout: contextvars.ContextVar[tuple[Tensor, Tensor] | None] = contextvars.ContextVar("dropout", default=None)
-
-
-class MemberDropout(nn.Module):
-    """Dropout whose rate and mask are the member's own: the mask is drawn from its key and this layer's place."""
-
-    def __init__(self, place: int) -> None:
-        super().__init__()
-        self.place = place
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape; identity outside training."""
-        state = _dropout.get()
-        if state is None:
-            return x
-        key, rate = state
-        u = uniform(at_place(key, self.place), tuple(x.shape))
-        return x * (u >= rate).to(x.dtype) / (1.0 - rate)
+WINDOW_STEPS, WINDOW_BYTES = 256, 64 << 20
+"""How many batches chunks go through before the next chunk begins: bounds the memory that a streamed epoch holds."""
 
 
 def build_module(spec: PackSpec, *, seed: int, init_scale: float = 1.0) -> nn.Module:
-    """One member's model, initialised under its own seed; the caller's random state is left as it was."""
+    """One member's model, initialised under its own seed; the caller's random state is left as it was.
+
+    Raises:
+        ModelError: If it cannot be built.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = build(spec.model, spec.model_args, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
@@ -66,60 +51,140 @@ def build_module(spec: PackSpec, *, seed: int, init_scale: float = 1.0) -> nn.Mo
     return module
 
 
-def explain_unpackable(module: nn.Module) -> list[str]:
-    """Why a model's trials cannot step together; empty where they can."""
-    reasons = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
-            reasons.append(f"{name or type(layer).__name__}: {type(layer).__name__} has no batching rule under vmap")
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            reasons.append(f"{name}: {type(layer).__name__} keeps running statistics, which packs do not carry yet")
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and type(layer) is not nn.Dropout:
-            reasons.append(f"{name}: {type(layer).__name__} draws its own random numbers; use nn.Dropout")
-    return reasons
+def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor]) -> nn.Module:
+    """The module whose ``state_dict`` this is, in eval mode: what `Pack.extract` gave, from what was saved of it.
+
+    Raises:
+        ModelError: If the state does not fit the model.
+    """
+    module = build_module(spec, seed=0)
+    if MaskedInput.BUFFER in state:
+        module = MaskedInput(module, torch.ones(spec.input_shape))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        raise ModelError(f"The parameters do not fit the model {spec.model!r}: {error}") from error
+    return module.eval()
 
 
 class Pack:
-    """K members at one epoch. Make it with `create` or `load`."""
+    """K members at one epoch. Make it with `create` or `load`.
 
-    def __init__(self, spec: PackSpec, members: Sequence[Member], *, device: str, chunk: int | None) -> None:
-        if not members:
-            raise TrainingError("A pack of no members: give it at least one.")
-        names = [m.name for m in members]
-        if len(set(names)) < len(names):
-            raise TrainingError("Two members of a pack have the same name; names are how members are found again.")
+    Attributes:
+        spec: What is equal.
+        members: In the order of every result.
+        device: Where they step.
+        chunk: Most members that step together in memory.
+        threads: CPU threads of a step.
+        epoch: Epochs done.
+        step: Steps done.
+    """
+
+    def __init__(
+        self,
+        spec: PackSpec,
+        members: Sequence[Member],
+        *,
+        device: str = "cpu",
+        chunk: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.spec, self.members, self.device = spec, tuple(members), torch.device(device)
-        self.chunk = chunk or CHUNK
-        self.epoch = 0
-        self.step = 0
+        _check_members(spec, self.members)
+        module = build_module(spec, seed=0)
+        parts = dense.plan(module)
+        self._check_model(module, parts)
+        self._model = Model(spec, template(module).to(self.device), parts, Layout(trained(module)))
+        self._chunk_asked = chunk
+        shape = sizing.Shape.of(spec, self._model.layout, self._model.template, parts)
+        if chunk is not None and chunk < 1:
+            raise TrainingError(f"A chunk of {chunk} members; wanted 1 or more, or None to have it chosen.")
+        self.chunk = min(chunk or sizing.chunk_for(shape, self.device.type), len(self.members))
+        self.threads = threads or sizing.threads_for(shape, self.chunk)
+        sizing.check_fits(shape, len(self.members), self.chunk, self.device)
+        self.epoch, self.step = 0, 0
         self._failed: dict[str, str] = {}
-        self._template = _prepared(build_module(spec, seed=0)).to(self.device)
-        self._shapes = {n: p.shape for n, p in self._template.named_parameters()}
-        self._sizes = [math.prod(s) for s in self._shapes.values()]
-        self._params = torch.empty((len(members), sum(self._sizes)), device=self.device)
-        self._moments: dict[str, Tensor] = {}
-        self._hyper = _Hyper(self.members, spec, self.device)
+        self._chunks: list[Chunk] = []
 
     @classmethod
     def create(
-        cls, spec: PackSpec, members: Sequence[Member], *, device: str = "cpu", chunk: int | None = None
+        cls,
+        spec: PackSpec,
+        members: Sequence[Member],
+        *,
+        device: str = "cpu",
+        chunk: int | None = None,
+        threads: int | None = None,
     ) -> Pack:
         """A pack at epoch 0, each member initialised under its own seed.
 
+        Args:
+            spec: What is equal.
+            members: What differs.
+            device: A torch device.
+            chunk: Most members that step together in memory; None chooses from shapes and the kind of device. It changes
+                how fast members step, not their results.
+            threads: CPU threads; None chooses from the work of a step, at most those that torch has now.
+
         Raises:
-            TrainingError: If there are no members, or two of one name.
-            ModelError: If the model cannot be built.
-            UnpackableError: If it cannot be packed.
+            TrainingError: If there are no members, two of one name, or one whose values do not fit the model.
+            ModelError: If the model cannot be built, or its output is not ``(rows, num_outputs)``.
+            UnpackableError: If it cannot be packed; the reasons are in the message.
+            MachineError: If it needs more memory than there is.
         """
-        pack = cls(spec, members, device=device, chunk=chunk)
-        reasons = explain_unpackable(pack._template)
-        if reasons:
-            raise UnpackableError(f"Model {spec.model!r} cannot be packed: {'; '.join(reasons)}.")
+        pack = cls(spec, members, device=device, chunk=chunk, threads=threads)
+        params = torch.empty((len(members), pack._model.layout.num_params))
+        extra: dict[str, list[Tensor]] = {}
         for i, member in enumerate(members):
             module = build_module(spec, seed=member.seed, init_scale=member.init_scale)
-            pack._params[i] = torch.cat([p.detach().reshape(-1) for p in module.parameters()]).to(pack.device)
-        pack._moments = {n: torch.zeros_like(pack._params) for n in _moments_of(spec.optimizer)}
+            values = dict(module.named_parameters())
+            torch.cat([values[n].detach().reshape(-1) for n in pack._model.layout.order], out=params[i])
+            for name, value in carried(module).items():
+                extra.setdefault(name, []).append(value)
+        pack._fill(params, {}, {n: torch.stack(v) for n, v in extra.items()})
         return pack
+
+    def _check_model(self, module: nn.Module, parts: tuple[dense.Part, ...] | None) -> None:
+        spec = self.spec
+        if parts is None:
+            reasons = explain_unpackable(module, spec.input_shape)
+            if reasons:
+                raise UnpackableError(
+                    f"Model {spec.model!r} cannot be packed: {'; '.join(reasons)}. Change the model, or train its trials "
+                    "one at a time (resources: pack=1 with a training function of your own)."
+                )
+        try:
+            out = returns(module, spec.input_shape)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(f"Model {spec.model!r} fails on rows of shape {spec.input_shape}: {error}") from error
+        wanted = (2, spec.num_outputs)
+        if not isinstance(out, Tensor):
+            raise ModelError(
+                f"Model {spec.model!r} returns a {type(out).__name__}; a tensor of shape (rows, {spec.num_outputs}) is "
+                "wanted. Return the outputs alone."
+            )
+        if tuple(out.shape) != wanted or out.dtype is not torch.float32:
+            raise ModelError(
+                f"Model {spec.model!r} gives {out.dtype} outputs of shape {tuple(out.shape)} for 2 rows; float32 of shape "
+                f"{wanted} is wanted."
+            )
+
+    def _fill(self, params: Tensor, moments: Mapping[str, Tensor], extra: Stacked) -> None:
+        """Lays rows out as chunks; all have one row a member, parameters in the order of the model."""
+        self._chunks = []
+        for start, end in pairwise([*range(0, len(self.members), self.chunk), len(self.members)]):
+            at = slice(start, end)
+            self._chunks.append(
+                Chunk(
+                    self._model,
+                    self.members[at],
+                    params[at],
+                    {n: m[at] for n, m in moments.items()},
+                    {n: e[at].to(self.device, copy=True) for n, e in extra.items()},
+                    self.step,
+                    self.device,
+                )
+            )
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -129,164 +194,161 @@ class Pack:
         Args:
             batches: ``(x, y)`` in their order; x ``(rows, *input_shape)`` float32, y as the task says.
             steps_per_epoch: For the schedules; counted from the batches where None, which holds them all.
+
+        Raises:
+            TrainingError: If there is no batch, or one does not fit the pack; what came before it has been trained.
         """
         if steps_per_epoch is None:
             batches = list(batches)
             steps_per_epoch = len(batches)
-        total = torch.zeros(len(self.members), dtype=torch.float64)
-        rows = 0
-        for x, y in batches:
-            self._check(x, y)
-            losses = self._step(x.to(self.device), y.to(self.device), steps_per_epoch)
-            total += losses.double().cpu() * len(x)
-            rows += len(x)
-            self._note_failures(losses)
+        total, rows = np.zeros(len(self.members)), 0
+        with sizing.threads(self.threads):
+            for window in self._windows(batches):
+                losses = self._run(window, steps_per_epoch)
+                self._note_failures(losses)
+                counts = np.array([b.rows for b in window], dtype=np.float64)
+                total += (losses * counts[:, None]).sum(0)
+                rows += int(counts.sum())
+                self.step += len(window)
         if rows == 0:
             raise TrainingError("An epoch of no batches: the training split is empty. Give it a share of the rows.")
         self.epoch += 1
-        return np.asarray((total / rows).numpy())
+        return total / rows
 
-    def _step(self, x: Tensor, y: Tensor, steps_per_epoch: int) -> Tensor:
-        lr = self._hyper.lr(self.step, steps_per_epoch)
-        self.step += 1
-        step_keys = keys(self._hyper.seeds, self.step, 0)
-        noise_keys = keys(self._hyper.seeds, self.step, _NOISE) if self._hyper.noisy else step_keys
-        losses = torch.empty(len(self.members), device=self.device)
-        for rows in self._chunks():
-            grads, losses[rows] = self._gradients(rows, x, y, step_keys[rows], noise_keys[rows])
-            self._hyper.clip(rows, grads)
-            self._update(rows, grads, lr[rows].unsqueeze(1))
-        return losses
+    def _windows(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[Batch]]:
+        window: list[Batch] = []
+        held = 0
+        for x, y in batches:
+            self._check_batch(x, y)
+            window.append(self._model.batch(x.to(self.device), y.to(self.device)))
+            held += x.numel() * x.element_size()
+            if len(window) == WINDOW_STEPS or held >= WINDOW_BYTES:
+                yield window
+                window, held = [], 0
+        if window:
+            yield window
 
-    def _gradients(self, rows: slice, x: Tensor, y: Tensor, key: Tensor, noise_key: Tensor) -> tuple[Tensor, Tensor]:
-        h = self._hyper
-        function = grad_and_value(self._member_loss)
-        grads, losses = vmap(function, in_dims=(0, None, None, 0, 0, 0, 0, 0, 0, 0))(
-            self._params[rows],
-            x,
-            y,
-            key,
-            noise_key,
-            h.dropout[rows],
-            h.noise[rows],
-            h.mask[rows] if h.mask is not None else torch.ones(rows.stop - rows.start, 1, device=self.device),
-            h.smoothing[rows],
-            h.weights[rows],
-        )
-        return grads, losses.detach()
+    def _run(self, window: Sequence[Batch], steps_per_epoch: int) -> Array:
+        """Losses ``(steps, K)``."""
+        steps = np.arange(self.step, self.step + len(window))
+        lr = rates(self.members, steps, steps_per_epoch, self.spec.total_epochs)
+        losses, at = [], 0
+        mode = torch.inference_mode() if self._model.parts is not None else torch.no_grad()
+        with mode:
+            for chunk in self._chunks:
+                own = slice(at, at + len(chunk.members))
+                losses.append(chunk.run(window, lr[:, own], self.step + 1))
+                at = own.stop
+            return torch.cat(losses, dim=1).double().cpu().numpy()
 
-    def _member_loss(
-        self,
-        flat: Tensor,
-        x: Tensor,
-        y: Tensor,
-        key: Tensor,
-        noise_key: Tensor,
-        rate: Tensor,
-        noise: Tensor,
-        mask: Tensor,
-        smoothing: Tensor,
-        weights: Tensor,
-    ) -> Tensor:
-        if self._hyper.noisy:
-            x = x + noise * normal(noise_key, tuple(x.shape))
-        if self._hyper.mask is not None:
-            x = x * mask.view(x.shape[1:])
-        token = _dropout.set((key, rate)) if self._hyper.drops else None
-        try:
-            outputs = functional_call(self._template, self._unflatten(flat), (x,))
-        finally:
-            if token is not None:
-                _dropout.reset(token)
-        return loss(self.spec.task, outputs, y, smoothing, weights)
+    def _note_failures(self, losses: Array) -> None:
+        bad = ~np.isfinite(losses)
+        for i in np.flatnonzero(bad.any(0)):
+            self._failed.setdefault(
+                self.members[i].name,
+                f"diverged: the training loss is not a finite number at epoch {self.epoch + 1}, step "
+                f"{self.step + 1 + int(bad[:, i].argmax())}",
+            )
 
-    def _update(self, rows: slice, grads: Tensor, lr: Tensor) -> None:
-        h, p = self._hyper, self._params[rows]
-        name = self.spec.optimizer
-        decay = h.weight_decay[rows].unsqueeze(1)
-        if name == "adamw":
-            p.mul_(1.0 - lr * decay)
-        else:
-            grads = grads + decay * p
-        if name in {"adam", "adamw"}:
-            b1, b2 = h.beta1[rows].unsqueeze(1), h.beta2[rows].unsqueeze(1)
-            m, v = self._moments["m"][rows], self._moments["v"][rows]
-            m.mul_(b1).add_(grads * (1 - b1))
-            v.mul_(b2).add_(grads * grads * (1 - b2))
-            correct1, correct2 = 1 - b1**self.step, 1 - b2**self.step
-            p.sub_(lr / correct1 * m / ((v / correct2).sqrt() + h.eps[rows].unsqueeze(1)))
-            return
-        if name in {"momentum", "nesterov"}:
-            mu = h.momentum[rows].unsqueeze(1)
-            buffer = self._moments["momentum"][rows]
-            buffer.mul_(mu).add_(grads)
-            grads = grads + mu * buffer if name == "nesterov" else buffer
-        p.sub_(lr * grads)
+    def _check_batch(self, x: Tensor, y: Tensor) -> None:
+        spec = self.spec
+        if tuple(x.shape[1:]) != tuple(spec.input_shape):
+            raise TrainingError(f"A batch has rows of shape {tuple(x.shape[1:])}; {tuple(spec.input_shape)} is wanted.")
+        if x.dtype is not torch.float32:
+            raise TrainingError(
+                f"A batch has inputs of type {x.dtype}; torch.float32 is wanted. Convert it: x.to(torch.float32)."
+            )
+        if len(x) == 0:
+            raise TrainingError("A batch of no rows: the training split is empty. Give it a share of the rows.")
+        self._check_labels(x, y)
 
-    def _note_failures(self, losses: Tensor) -> None:
-        bad = ~torch.isfinite(losses)
-        if bool(bad.any()):
-            for i in bad.nonzero().flatten().tolist():
-                self._failed.setdefault(
-                    self.members[i].name,
-                    f"diverged: the training loss is not a finite number at epoch {self.epoch + 1}, step {self.step}",
-                )
-
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        if tuple(x.shape[1:]) != tuple(self.spec.input_shape):
-            raise TrainingError(f"A batch has rows of shape {tuple(x.shape[1:])}; {self.spec.input_shape} is wanted.")
-        if not x.is_floating_point():
-            raise TrainingError(f"A batch has inputs of type {x.dtype}; float32 is wanted.")
-        if self.spec.task in {Task.BINARY, Task.MULTICLASS} and len(y):
-            low, high = int(y.min()), int(y.max())
-            if low < 0 or high >= self.spec.num_outputs:
-                raise TrainingError(f"Labels run from {low} to {high}; wanted 0 to {self.spec.num_outputs - 1}.")
+    def _check_labels(self, x: Tensor, y: Tensor) -> None:
+        task, outputs = self.spec.task, self.spec.num_outputs
+        classes = task in {Task.BINARY, Task.MULTICLASS}
+        wanted = (len(x),) if classes else (len(x), outputs)
+        if tuple(y.shape) != wanted:
+            raise TrainingError(f"{len(x)} rows came with labels of shape {tuple(y.shape)}; {wanted} is wanted.")
+        dtype = torch.int64 if classes else torch.float32
+        if y.dtype is not dtype:
+            raise TrainingError(f"The labels of a {task} task came as {y.dtype}; {dtype} is wanted.")
+        if classes or task is Task.MULTILABEL:
+            low, high = torch.aminmax(y)
+            if classes and (int(low) < 0 or int(high) >= outputs):
+                raise TrainingError(f"Labels run from {int(low)} to {int(high)}; wanted 0 to {outputs - 1}.")
+            if not classes and bool(((y != 0) & (y != 1)).any()):
+                raise TrainingError(f"Labels run from {float(low):g} to {float(high):g}; wanted 0 and 1 alone.")
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def predict(self, x: Tensor) -> Tensor:
         """Outputs of every member, ``(K, rows, outputs)``, without dropout or noise."""
-        with torch.inference_mode():
-            return torch.cat(list(self._forward(x.to(self.device))))
-
-    def _forward(self, x: Tensor) -> Iterator[Tensor]:
-        h = self._hyper
-        for rows in self._chunks():
-            if h.mask is not None:
-                yield vmap(
-                    lambda f, m: functional_call(self._template, self._unflatten(f), (x * m.view(x.shape[1:]),))
-                )(self._params[rows], h.mask[rows])
-            else:
-                yield vmap(lambda f: functional_call(self._template, self._unflatten(f), (x,)))(self._params[rows])
+        found = torch.empty((len(self.members), self.spec.num_outputs, len(x)), device=self.device)
+        with sizing.threads(self.threads), torch.no_grad():
+            inputs, at = self._model.inputs(x.to(self.device)), 0
+            for chunk in self._chunks:
+                chunk.predict(inputs, found[at : at + len(chunk.members)])
+                at += len(chunk.members)
+        return found.transpose(1, 2)
 
     def score(self, x: Tensor, y: Tensor, metrics: Sequence[str]) -> dict[str, Array]:
-        """Scores of every member on rows, by name, each ``(K,)``."""
-        parts = [self.predict(x[i : i + SCORE_ROWS]) for i in range(0, len(x), SCORE_ROWS)]
-        return scores(self.spec.task, torch.cat(parts, dim=1), y.to(self.device), metrics)
+        """Scores of every member on rows, by name, each ``(K,)``; NaN where a member's outputs are not finite.
+
+        Raises:
+            TrainingError: If there are no rows, they do not fit, or the task has no such metric.
+        """
+        if len(x):
+            self._check_labels(x, y)
+        parts = [self.predict(x[i : i + SCORE_ROWS]) for i in range(0, max(1, len(x)), SCORE_ROWS)]
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return scores(self.spec.task, outputs, y.to(self.device), metrics)
 
     def failures(self) -> dict[str, str]:
         """Members that diverged, with the reason."""
         return dict(self._failed)
 
     def extract(self, name: str) -> nn.Module:
-        """One member as a stand-alone module in eval mode."""
-        i = self._index(name)
-        module = build_module(self.spec, seed=0)
-        module.load_state_dict(
-            {n: v.detach().cpu().clone() for n, v in self._unflatten(self._params[i]).items()}, strict=False
-        )
-        return module.eval()
+        """One member as a stand-alone module in eval mode, on the CPU.
 
-    # -- leaving and joining --------------------------------------------------------------------------------------------
+        A feature mask goes with it: into the weights of a first affine layer, which then reads nothing of what the member
+        did not see, or as a `MaskedInput` around any other model.
+        """
+        i = self._index(name)
+        chunk, at = self._chunks[i // self.chunk], i % self.chunk
+        module = build_module(self.spec, seed=0)
+        values = chunk.params()[at].cpu()
+        state: dict[str, Tensor] = {n: e[at].cpu().clone() for n, e in chunk.extra().items()}
+        first = 0
+        for param in self._model.layout.order:
+            slot = self._model.layout.slots[param]
+            state[param] = values[first : first + slot.size].view(slot.shape).clone()
+            first += slot.size
+        module.load_state_dict(state, strict=False)
+        mask = self.members[i].feature_mask
+        if mask is None:
+            return module.eval()
+        seen = torch.tensor(mask, dtype=torch.float32).view(self.spec.input_shape)
+        if self._model.parts is not None and isinstance(self._model.parts[0], dense.Affine):
+            with torch.no_grad():
+                module.get_parameter(self._model.parts[0].weight).mul_(seen.flatten())
+            return module.eval()
+        return MaskedInput(module, seen).eval()
+
+    # -- leaving and joining ------------------------------------------------------------------------------------------
 
     def keep(self, names: Sequence[str]) -> Pack:
-        """A pack of these members alone, in this order."""
+        """A pack of these members alone, in this order.
+
+        Raises:
+            TrainingError: If a name is not in the pack, or there is none.
+        """
         at = [self._index(n) for n in names]
-        pack = Pack(self.spec, [self.members[i] for i in at], device=str(self.device), chunk=self.chunk)
-        pack._params = self._params[at].clone()
-        pack._moments = {n: m[at].clone() for n, m in self._moments.items()}
-        pack.epoch, pack.step = self.epoch, self.step
-        pack._failed = {n: r for n, r in self._failed.items() if n in set(names)}
+        pack = self._like([self.members[i] for i in at])
+        rows = self._rows()
+        pack._fill(
+            rows.params[at], {n: m[at] for n, m in rows.moments.items()}, {n: e[at] for n, e in rows.extra.items()}
+        )
+        kept = set(names)
+        pack._failed = {n: r for n, r in self._failed.items() if n in kept}
         return pack
 
     @classmethod
@@ -294,117 +356,138 @@ class Pack:
         """One pack of the members of several that stand at the same epoch.
 
         Raises:
-            TrainingError: If they differ in spec or epoch.
+            TrainingError: If there is none, they differ in spec or epoch, or two members have one name.
         """
+        if not packs:
+            raise TrainingError("There are no packs to merge; give at least one.")
         first = packs[0]
         for other in packs[1:]:
-            if other.spec != first.spec or (other.epoch, other.step) != (first.epoch, first.step):
+            if other.spec != first.spec:
+                raise TrainingError(f"Packs of other specs cannot be merged: {first.spec.difference(other.spec)}.")
+            if (other.epoch, other.step) != (first.epoch, first.step):
                 raise TrainingError(
-                    f"Packs at epoch {first.epoch} and {other.epoch} or of other specs cannot be merged; wanted: equal."
+                    f"Packs at epoch {first.epoch} (step {first.step}) and epoch {other.epoch} (step {other.step}) cannot "
+                    "be merged; train the one that is behind first."
                 )
-        members = [m for p in packs for m in p.members]
-        pack = cls(first.spec, members, device=str(first.device), chunk=first.chunk)
-        pack._params = torch.cat([p._params for p in packs])
-        pack._moments = {n: torch.cat([p._moments[n] for p in packs]) for n in first._moments}
-        pack.epoch, pack.step = first.epoch, first.step
+        pack = first._like([m for p in packs for m in p.members])
+        rows = [p._rows() for p in packs]
+        pack._fill(
+            torch.cat([r.params.to(pack.device) for r in rows]),
+            {n: torch.cat([r.moments[n].to(pack.device) for r in rows]) for n in rows[0].moments},
+            {n: torch.cat([r.extra[n].to(pack.device) for r in rows]) for n in rows[0].extra},
+        )
         pack._failed = {n: r for p in packs for n, r in p._failed.items()}
         return pack
 
+    def _like(self, members: Sequence[Member]) -> Pack:
+        pack = Pack(self.spec, members, device=str(self.device), chunk=self._chunk_asked, threads=self.threads)
+        pack.epoch, pack.step = self.epoch, self.step
+        return pack
+
+    def _rows(self) -> _Rows:
+        moments = [c.moments() for c in self._chunks]
+        extra = [c.extra() for c in self._chunks]
+        return _Rows(
+            torch.cat([c.params() for c in self._chunks]),
+            {n: torch.cat([m[n] for m in moments]) for n in moments[0]},
+            {n: torch.cat([e[n] for e in extra]) for n in extra[0]},
+        )
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+
     def save(self, folder: Path) -> None:
         """Writes a checkpoint of the whole pack: safetensors and JSON, whole or not at all."""
-        tensors = {"params": self._params, **{f"moment.{n}": m for n, m in self._moments.items()}}
+        checkpoint.write(folder, *self._snapshot())
+
+    def save_later(self, folder: Path) -> checkpoint.Saving:
+        """The same, off the training path: the numbers are copied now and written by a thread while training goes on."""
+        return checkpoint.Saving(folder, *self._snapshot())
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        rows = self._rows()
+        tensors = {"params": rows.params}
+        tensors |= {f"moment.{n}": m for n, m in rows.moments.items()} | {
+            f"extra.{n}": e for n, e in rows.extra.items()
+        }
         meta = {
             "spec": self.spec.to_dict(),
             "members": [m.to_dict() for m in self.members],
             "epoch": self.epoch,
             "step": self.step,
-            "failed": self._failed,
+            "failed": dict(self._failed),
         }
-        checkpoint.write(folder, tensors, meta)
+        return {n: t.detach().cpu() for n, t in tensors.items()}, meta
 
     @classmethod
-    def load(cls, folder: Path, *, names: Sequence[str] | None = None, device: str = "cpu") -> Pack:
-        """Reads a checkpoint, or only some members of it; it goes on as if nothing had happened."""
+    def load(
+        cls,
+        folder: Path,
+        *,
+        names: Sequence[str] | None = None,
+        device: str = "cpu",
+        chunk: int | None = None,
+        threads: int | None = None,
+    ) -> Pack:
+        """Reads a checkpoint, or only some members of it, in that order; it goes on as if nothing had happened.
+
+        Raises:
+            ModelError: If there is no whole checkpoint, or a newer Tiltyard wrote it.
+            TrainingError: If a name is not in it.
+        """
         tensors, meta = checkpoint.read(folder)
         members = [Member.from_dict(m) for m in meta["members"]]
-        pack = cls(PackSpec.from_dict(meta["spec"]), members, device=device, chunk=None)
-        pack._params = tensors["params"].to(pack.device)
-        pack._moments = {n.removeprefix("moment."): t.to(pack.device) for n, t in tensors.items() if n != "params"}
-        pack.epoch, pack.step, pack._failed = meta["epoch"], meta["step"], dict(meta["failed"])
-        return pack if names is None else pack.keep(names)
+        places = {m.name: i for i, m in enumerate(members)}
+        at = [_place(places, n) for n in names] if names is not None else list(range(len(members)))
+        pack = cls(
+            PackSpec.from_dict(meta["spec"]), [members[i] for i in at], device=device, chunk=chunk, threads=threads
+        )
+        pack.epoch, pack.step = meta["epoch"], meta["step"]
+        wanted = {m.name for m in pack.members}
+        pack._failed = {n: r for n, r in meta["failed"].items() if n in wanted}
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t[at] for n, t in tensors.items() if n.startswith(prefix)}
+
+        pack._fill(tensors["params"][at], part("moment."), part("extra."))
+        return pack
 
     def _index(self, name: str) -> int:
-        for i, member in enumerate(self.members):
-            if member.name == name:
-                return i
-        raise TrainingError(f"No member {name[:20]!r} in this pack of {len(self.members)}.")
-
-    def _chunks(self) -> Iterator[slice]:
-        for start in range(0, len(self.members), self.chunk):
-            yield slice(start, min(start + self.chunk, len(self.members)))
-
-    def _unflatten(self, flat: Tensor) -> dict[str, Tensor]:
-        parts = flat.split(self._sizes, dim=-1)
-        return {n: p.view(s) for (n, s), p in zip(self._shapes.items(), parts, strict=True)}
+        return _place({m.name: i for i, m in enumerate(self.members)}, name)
 
 
-class _Hyper:
-    """The members' own numbers as tensors, ``(K,)`` each."""
+class _Rows:
+    """A pack's numbers with one row a member, in the order of the model."""
 
-    def __init__(self, members: Sequence[Member], spec: PackSpec, device: torch.device) -> None:
-        def column(pick: Callable[[Member], Any], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor([pick(m) for m in members], dtype=dtype, device=device)
-
-        self._members, self._spec = members, spec
-        self.seeds = column(lambda m: m.seed, torch.int64)
-        self.dropout, self.noise = column(lambda m: m.dropout), column(lambda m: m.input_noise)
-        self.smoothing, self.weight_decay = column(lambda m: m.label_smoothing), column(lambda m: m.weight_decay)
-        self.momentum, self.eps = column(lambda m: m.momentum), column(lambda m: m.eps)
-        self.beta1, self.beta2 = column(lambda m: m.beta1), column(lambda m: m.beta2)
-        self.clips = any(m.clip_norm is not None for m in members)
-        self.clip_norm = column(lambda m: m.clip_norm or math.inf)
-        self.drops = any(m.dropout > 0 for m in members)
-        self.noisy = any(m.input_noise > 0 for m in members)
-        ones = (1.0,) * spec.num_outputs
-        self.weights = column(lambda m: m.class_weights or ones)
-        full = (True,) * math.prod(spec.input_shape)
-        masked = any(m.feature_mask is not None for m in members)
-        self.mask = column(lambda m: m.feature_mask or full) if masked else None
-        self._peak = torch.tensor([m.lr for m in members], dtype=torch.float64)
-        self._warmup = torch.tensor([m.warmup_epochs for m in members], dtype=torch.float64)
-        self._device = device
-
-    def lr(self, step: int, steps_per_epoch: int) -> Tensor:
-        """Learning rates of a step, counted from 0."""
-        warmup = self._warmup * steps_per_epoch
-        total = self._spec.total_epochs * steps_per_epoch
-        rise = torch.clamp((step + 1) / torch.clamp(warmup, min=1.0), max=1.0)
-        done = torch.clamp((step - warmup) / torch.clamp(total - warmup, min=1.0), 0.0, 1.0)
-        fall = torch.ones_like(done)
-        for i, member in enumerate(self._members):
-            if member.schedule == "cosine":
-                fall[i] = 0.5 * (1 + math.cos(math.pi * float(done[i])))
-            elif member.schedule == "linear":
-                fall[i] = 1 - float(done[i])
-        return (self._peak * rise * fall).to(torch.float32).to(self._device)
-
-    def clip(self, rows: slice, grads: Tensor) -> None:
-        """Scales each member's gradient to its own largest norm."""
-        if self.clips:
-            norm = grads.norm(dim=1)
-            grads.mul_(torch.clamp(self.clip_norm[rows] / (norm + 1e-6), max=1.0).unsqueeze(1))
+    def __init__(self, params: Tensor, moments: dict[str, Tensor], extra: Stacked) -> None:
+        self.params, self.moments, self.extra = params, moments, extra
 
 
-def _moments_of(optimizer: str) -> tuple[str, ...]:
-    return {"sgd": (), "momentum": ("momentum",), "nesterov": ("momentum",)}.get(optimizer, ("m", "v"))
+def _place(places: Mapping[str, int], name: str) -> int:
+    if name not in places:
+        raise TrainingError(f"No member {name[:20]!r} in this pack of {len(places)}; ask for one that is there.")
+    return places[name]
 
 
-def _prepared(module: nn.Module) -> nn.Module:
-    """The module with each ``nn.Dropout`` drawing from the member's own numbers."""
-    place = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Dropout):
-                place += 1
-                setattr(parent, name, MemberDropout(place))
-    return module
+def _check_members(spec: PackSpec, members: Sequence[Member]) -> None:
+    if not members:
+        raise TrainingError("A pack of no members (K = 0): give it at least one.")
+    seen: set[str] = set()
+    for member in members:
+        if member.name in seen:
+            raise TrainingError(
+                f"There are two members of the name {member.name[:20]!r}; names are how members are found again."
+            )
+        seen.add(member.name)
+        for field, given, wanted in (
+            ("class_weights", member.class_weights, spec.num_outputs),
+            ("feature_mask", member.feature_mask, spec.num_features),
+        ):
+            if given is not None and len(given) != wanted:
+                raise TrainingError(
+                    f"Member {member.name[:20]!r}: {field} has {len(given)} values; the pack's model wants {wanted}."
+                )
+        if spec.task is Task.REGRESSION and (member.class_weights is not None or member.label_smoothing):
+            raise TrainingError(
+                f"Member {member.name[:20]!r}: class_weights {member.class_weights} and label_smoothing "
+                f"{member.label_smoothing:g} have no meaning in regression; leave them out."
+            )

@@ -104,7 +104,8 @@ def _roc_auc(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
 def _mean_ranks(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[inverse]
+    ranks: Tensor = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def _brier(outputs: Tensor, y: Tensor, task: Task) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,22 @@ class PackSpec:
             raise TrainingError(
                 f"batch_size {self.batch_size} and total_epochs {self.total_epochs} must both be 1 or more."
             )
+        if self.num_outputs < 1 or (self.task is Task.BINARY and self.num_outputs != 2):
+            wanted = "2: one logit a class" if self.task is Task.BINARY else "1 or more"
+            raise TrainingError(f"A {self.task} task with num_outputs {self.num_outputs}; wanted {wanted}.")
+
+    @property
+    def num_features(self) -> int:
+        """Numbers of one row."""
+        return math.prod(self.input_shape)
+
+    def difference(self, other: PackSpec) -> str:
+        """The first thing in which another spec differs, with both values."""
+        for one in dataclasses.fields(self):
+            mine, others = getattr(self, one.name), getattr(other, one.name)
+            if mine != others:
+                return f"{one.name} is {mine!r} in one and {others!r} in the other"
+        return "they do not differ"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -106,15 +123,22 @@ class Member:
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value < high):
+            if not (_finite(value) and low <= value < high):
                 raise TrainingError(
-                    f"Member {self.name[:12]}: {name} is {value!r}; wanted {low:g} <= {name} < {high:g}."
+                    f"Member {self.name[:20]}: {name} is {value!r}; wanted {low:g} <= {name} < {high:g}."
                 )
-        if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
-            raise TrainingError(f"Member {self.name[:12]}: clip_norm is {self.clip_norm!r}; wanted above 0, or None.")
+        if self.clip_norm is not None and not (_finite(self.clip_norm) and self.clip_norm > 0):
+            raise TrainingError(f"Member {self.name[:20]}: clip_norm is {self.clip_norm!r}; wanted above 0, or None.")
         if self.schedule not in SCHEDULES:
             raise TrainingError(
-                f"Member {self.name[:12]}: no schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}."
+                f"Member {self.name[:20]}: schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}."
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(1 << 63) <= self.seed < 1 << 63:
+            raise TrainingError(f"Member {self.name[:20]}: seed is {self.seed!r}; wanted a whole number of 64 bits.")
+        weights = self.class_weights
+        if weights is not None and not (all(_finite(w) and w >= 0 for w in weights) and any(weights)):
+            raise TrainingError(
+                f"Member {self.name[:20]}: class_weights is {weights!r}; wanted numbers of 0 or more, not all 0."
             )
 
     @classmethod
@@ -127,7 +151,7 @@ class Member:
         unknown = sorted(set(config) - MEMBER_FIELDS)
         if unknown:
             raise TrainingError(
-                f"Member {name[:12]}: {unknown[0]!r} is nothing a member has. It has: {', '.join(sorted(MEMBER_FIELDS))}."
+                f"Member {name[:20]}: {unknown[0]!r} is nothing a member has. It has: {', '.join(sorted(MEMBER_FIELDS))}."
             )
         return cls(name=name, seed=seed, **config)
 
@@ -139,6 +163,10 @@ class Member:
     def from_dict(cls, data: Mapping[str, Any]) -> Member:
         """Reads what `to_dict` gave."""
         return cls(**{k: _tuples(v) for k, v in data.items()})
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _INF = math.inf
@@ -164,6 +192,45 @@ def split_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     shared = {k: v for k, v in config.items() if k not in MEMBER_FIELDS and k != "seed"}
     member = {k: v for k, v in config.items() if k in MEMBER_FIELDS}
     return shared, member
+
+
+def pack_signature(config: Mapping[str, Any]) -> str:
+    """What of a configuration must be equal inside a pack, as a string: trials of one signature may share a pack.
+
+    (Besides the configuration, a pack's trials share model, dataset, ``data_seed`` and epochs.)
+
+    >>> pack_signature({"hidden": (64, 32), "lr": 0.1}) == pack_signature({"lr": 0.3, "hidden": [64, 32]})
+    True
+    """
+    shared = {"optimizer": "adamw", "batch_size": 64} | split_config(config)[0]
+    return json.dumps(shared, sort_keys=True, default=str)
+
+
+def members_of(configs: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, int]) -> list[Member]:
+    """Members from whole configurations by name.
+
+    Raises:
+        TrainingError: If two configurations cannot share a pack, naming the member and what differs; or a value is out of
+            its range.
+    """
+    members: list[Member] = []
+    first: tuple[str, Mapping[str, Any]] | None = None
+    for name, config in configs.items():
+        if first is None:
+            first = name, config
+        elif pack_signature(config) != pack_signature(first[1]):
+            raise TrainingError(_mixed(first, (name, config)))
+        members.append(Member.from_config(name, seeds[name], split_config(config)[1]))
+    return members
+
+
+def _mixed(first: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> str:
+    one, two = split_config(first[1])[0], split_config(other[1])[0]
+    field = next(k for k in sorted({*one, *two}) if one.get(k) != two.get(k))
+    return (
+        f"Member {other[0][:20]!r} has {field} = {two.get(field)!r}, member {first[0][:20]!r} has {one.get(field)!r}: a pack "
+        "is of one shape. Pack trials by pack_signature."
+    )
 
 
 def _tuples(value: Any) -> Any:

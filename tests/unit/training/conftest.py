@@ -160,6 +160,12 @@ class Alone:
                 total += float(loss.detach()) * len(x)
             self.losses.append(total / sum(len(x) for x, _ in batches))
         self.module.eval()
+        if (
+            m.feature_mask is not None and self.spec.model != "cnn"
+        ):  # as a pack gives it away: what it did not see is cut
+            first = next(layer for layer in self.module.modules() if isinstance(layer, nn.Linear))
+            with torch.no_grad():
+                first.weight.mul_(torch.tensor(m.feature_mask))
         return self
 
     def flat(self) -> Tensor:

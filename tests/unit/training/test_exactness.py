@@ -21,6 +21,7 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 EPOCHS = 3
 STEP: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-7}
 END: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
+BITS: dict[str, Any] = {"rtol": 0, "atol": 0}
 """What is promised between alone and packed: after one step, and after the nine of these tests."""
 
 
@@ -29,12 +30,13 @@ def pool(outputs: int, classes: bool) -> list[Member]:
     own: list[dict[str, Any]] = [
         {"lr": 0.01, "dropout": 0.3},
         {"lr": 0.003, "weight_decay": 0.1, "schedule": "cosine", "momentum": 0.5, "beta1": 0.8, "input_noise": 0.2},
-        {"lr": 0.02, "label_smoothing": 0.1, "clip_norm": 0.1, "dropout": 0.5},
+        {"lr": 0.02, "clip_norm": 0.1, "dropout": 0.5},
         {"lr": 0.01, "feature_mask": (True, False) * 8, "warmup_epochs": 1.0, "schedule": "linear"},
         {"lr": 0.005, "init_scale": 0.5, "beta2": 0.95, "eps": 1e-6},
         {"lr": 0.02, "dropout": 0.1, "input_noise": 0.1, "momentum": 0.0},
     ]
     if classes:
+        own[2]["label_smoothing"] = 0.1
         own[4]["class_weights"] = tuple(1.0 + 0.5 * c for c in range(outputs))
     return [Member(name=f"m{i}", seed=(1 << 40) * i + 11 * i, **o) for i, o in enumerate(own)]
 
@@ -119,7 +121,7 @@ def test_member_in_any_pack_life_ends_as_it_would_alone(task: str, model: str, o
             losses = pack.train_epoch(world.batches(epoch))
             for place, member in enumerate(pack.members):
                 params, alone, _ = solo(case, int(member.name[1:]))
-                torch.testing.assert_close(flat(pack, member.name), params[epoch], **END)
+                torch.testing.assert_close(flat(pack, member.name), params[epoch], **(END if model == "cnn" else BITS))
                 np.testing.assert_allclose(losses[place], alone[epoch], rtol=END["rtol"], atol=END["atol"])
             if epoch < len(events):
                 pack = happen(pack, *events[epoch])
@@ -133,7 +135,7 @@ def test_member_in_any_pack_life_ends_as_it_would_alone(task: str, model: str, o
 @pytest.mark.parametrize("model", ["linear", "mlp", "resmlp", "cnn"])
 def test_member_after_one_step_in_a_pack_is_as_it_would_be_alone(model: str, worlds: Any) -> None:
     world = worlds["multiclass"]
-    case = Case(world, world.spec(model))
+    case = Case(world, world.spec(model, optimizer="sgd"))
     batch = world.batches()[:1]
     pack = Pack.create(case.spec, case.members)
     pack.train_epoch(batch)

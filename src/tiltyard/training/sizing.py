@@ -1,0 +1,248 @@
+"""How many members step together, how many fit, and on how many threads? From shapes and the kind of device, never from timings.
+
+A *chunk* is what steps together in memory. On a CPU a larger one spreads the cost of calling an operation over more
+members until what it touches falls out of the cache; on a GPU until the device is busy. `DEFAULTS` holds where that is, in
+bytes; `calibrate` measures it anew for a kind of device, once, outside of any sweep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from tiltyard.errors import MachineError
+from tiltyard.training import dense
+from tiltyard.training.layout import Layout
+from tiltyard.training.optimizers import MOMENTS
+from tiltyard.training.spec import PackSpec
+from tiltyard.training.vmapped import Stacked, carried
+
+FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a kind of device likes.
+
+    Args:
+        kind: Of device: ``cpu``, ``cuda``.
+        chunk_bytes: What the members of a chunk touch in a step, at most.
+        most: Members of a chunk, at most.
+        measured_on: Where `calibrate` found this; empty for what is shipped.
+    """
+
+    kind: str
+    chunk_bytes: int
+    most: int
+    measured_on: str = ""
+
+
+DEFAULTS: Mapping[str, Sizes] = {
+    "cpu": Sizes(kind="cpu", chunk_bytes=12 << 20, most=1024),
+    "cuda": Sizes(kind="cuda", chunk_bytes=16 << 30, most=4096),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Bytes and work of one member.
+
+    Args:
+        params: Bytes of its parameters.
+        states: Copies of them that are kept besides: gradients and moments.
+        extra: Bytes of what else it carries.
+        kept: Bytes of activations and their gradients in a step.
+        flops: Floating-point operations of a step, forward and backward.
+        graph: Whether autograd keeps its own copies (`vmapped`).
+    """
+
+    params: int
+    states: int
+    extra: int
+    kept: int
+    flops: int
+    graph: bool
+
+    @classmethod
+    def of(cls, spec: PackSpec, layout: Layout, template: nn.Module, parts: Sequence[dense.Part] | None) -> Shape:
+        """Of a pack's model."""
+        params = sum(layout.widths) * FLOAT
+        states = 1 + len(MOMENTS[spec.optimizer])
+        rows = spec.batch_size
+        extra = sum(t.numel() * t.element_size() for t in carried(template).values())
+        if parts is not None:
+            kept = rows * FLOAT * (_kept_by(parts, first=True) + 3 * spec.num_outputs)
+            return cls(params=params, states=states, extra=0, kept=kept, flops=6 * rows * params // FLOAT, graph=False)
+        saved, flops = _saved_by(spec, template)
+        return cls(params=params, states=states + 1, extra=extra, kept=saved, flops=flops, graph=True)
+
+    @property
+    def bytes(self) -> int:
+        """All that a member touches in a step."""
+        return self.params * (1 + self.states) + self.extra + self.kept
+
+
+def _kept_by(parts: Sequence[dense.Part], *, first: bool) -> int:
+    """Floats a row of a stack's buffers: outputs, and the gradients of inputs."""
+    total = 0
+    for i, part in enumerate(parts):
+        if isinstance(part, dense.Affine):
+            total += part.width + (0 if first and i == 0 else part.features)
+        elif isinstance(part, dense.Norm):
+            total += 2 * part.width
+        elif isinstance(part, dense.Residual):
+            inner = [p for p in part.inner if isinstance(p, dense.Norm)]
+            total += _kept_by(part.inner, first=False) + (inner[0].width if inner else 0)
+    return total
+
+
+def _saved_by(spec: PackSpec, template: nn.Module) -> tuple[int, int]:
+    """Bytes that autograd saves and operations of a step of one member, found by running two rows without their numbers."""
+    meta = {n: torch.empty_like(p, device="meta").requires_grad_() for n, p in template.named_parameters()}
+    extra: Stacked = {n: torch.empty_like(b, device="meta") for n, b in template.named_buffers()}
+    stacked = {n: torch.empty((2, *p.shape), device="meta").requires_grad_() for n, p in meta.items()}
+    carried_by = {n: torch.empty((2, *b.shape), dtype=b.dtype, device="meta") for n, b in extra.items()}
+    rows = spec.batch_size
+    x = torch.empty((rows, *spec.input_shape), device="meta")
+    own = {t.untyped_storage()._cdata for t in stacked.values()} | {x.untyped_storage()._cdata}
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        key = t.untyped_storage()._cdata
+        if key not in own:
+            saved[key] = t.untyped_storage().nbytes()
+            held.append(t)
+        return t
+
+    held: list[Tensor] = []
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def one(params: Stacked, buffers: Stacked) -> Tensor:
+        out: Tensor = functional_call(template, {**params, **buffers}, (x,))
+        return out
+
+    counter = FlopCounterMode(display=False)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), counter:
+        out = vmap(one, randomness="different")(stacked, carried_by)
+        out.sum().backward()  # type: ignore[no-untyped-call]
+    return sum(saved.values()) // 2 + 4 * out.numel() * FLOAT // 2, counter.get_total_flops() // 2
+
+
+def ladder(count: int) -> int:
+    """The smallest rung that holds ``count`` members: 1, 2, 3, 4, 6, 8, 12, 16, 24, ...; a third is wasted at most.
+
+    >>> [ladder(n) for n in (1, 3, 5, 9, 33, 100)]
+    [1, 3, 6, 12, 48, 128]
+    """
+    power = 1 << max(0, count - 1).bit_length()
+    return next(r for r in (power * 3 // 4, power) if r >= count)
+
+
+def _rung_below(count: int) -> int:
+    """The largest rung of at most ``count``."""
+    return max(r for r in (1 << (count.bit_length() - 1), 3 << max(0, count.bit_length() - 2)) if r <= max(count, 1))
+
+
+def chunk_for(shape: Shape, kind: str, sizes: Sizes | None = None) -> int:
+    """Members that step together, from shapes and the kind of device."""
+    likes = sizes or DEFAULTS.get(kind, DEFAULTS["cpu"])
+    return min(likes.most, _rung_below(max(1, likes.chunk_bytes // max(1, shape.bytes))))
+
+
+def threads_for(shape: Shape, chunk: int) -> int:
+    """CPU threads of a step: as many as torch has now where its products are large, else one.
+
+    A product shared out among threads must be worth waking them: about 10 million operations in each (measured: a pack of
+    the 64-64-32-10 MLP loses a third of its speed on two threads; members of 1024 x 1024 gain nearly all of the second).
+    """
+    useful = max(1, shape.flops * min(chunk, 4) // 200_000_000)
+    return min(useful, torch.get_num_threads())
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """This many CPU threads for a while."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def estimate_bytes(shape: Shape, members: int, chunk: int) -> int:
+    """What a pack of these members will hold at its peak, before anything is allocated; right within a fifth.
+
+    Parameters, gradients, moments and the buffers of a stack's layers are held for all members; what autograd saves for
+    one chunk at a time.
+    """
+    chunk = min(chunk, members)
+    always = shape.params * (1 + shape.states) + shape.extra
+    if shape.graph:
+        always -= shape.params  # autograd's gradients live for one chunk at a time
+        return members * always + chunk * (shape.kept + shape.params)
+    return members * (always + shape.kept)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can be had now: of the device, or of this machine within the limits of its container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        return min(free, _left_in_container())
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _left_in_container() -> int:
+    folder = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):
+        most = (folder / "memory.max").read_text().strip()
+        if most != "max":
+            return int(most) - int((folder / "memory.current").read_text())
+    return 1 << 62
+
+
+def members_that_fit(shape: Shape, chunk: int, free_bytes: int) -> int:
+    """The most members whose estimate is within ``free_bytes``; 0 where not even one fits."""
+    low, high = 0, 1
+    while high < 1 << 24 and estimate_bytes(shape, high, chunk) <= free_bytes:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if estimate_bytes(shape, middle, chunk) <= free_bytes else (low, middle)
+    return low
+
+
+def check_fits(shape: Shape, members: int, chunk: int, device: torch.device) -> None:
+    """Refuses a pack before it is allocated.
+
+    Raises:
+        MachineError: If its estimate is more than there is.
+    """
+    wanted, free = estimate_bytes(shape, members, chunk), available_bytes(device)
+    if wanted > free:
+        most = members_that_fit(shape, chunk, free)
+        raise MachineError(
+            f"A pack of {members} members would hold {_size(wanted)} and {device} has {_size(free)} free. "
+            + (f"{most} members fit: set pack={most}." if most else "Not even one fits: use a smaller model or batch.")
+        )
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
