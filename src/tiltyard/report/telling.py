@@ -74,6 +74,11 @@ class Teller:
         )
         self._shown.__enter__()
 
+    def step(self, what: str) -> None:
+        """One of the things that are done before the first trial."""
+        if self._shown is not None:
+            self._shown.say(f"{what} ...", style="dim")
+
     def tick(self, tick: Tick) -> None:
         """Shows how it goes."""
         if self._shown is None:
@@ -107,7 +112,9 @@ class Teller:
             self._say(
                 "This experiment is finished and nothing it is made of has changed: the answer is from the record."
             )
-        self._console.print(leaderboard_view(outcome.leaderboard, limit=SHOWN_ROWS))
+        scored = [d for d in outcome.leaderboard.tables if outcome.leaderboard.best(d) is not None]
+        if scored:
+            self._console.print(leaderboard_view(outcome.leaderboard, limit=SHOWN_ROWS, datasets=scored))
         failed = [r for r in outcome.results if r.state == "failed"]
         if failed:
             self._say(f"{len(failed)} trials failed; the first: {failed[0].name}: {failed[0].reason}", "yellow")
@@ -174,8 +181,8 @@ class Teller:
         self._say(f"\n{verdict} in {seconds:.0f} s.")
 
     def _time_left(self, tick: Tick) -> float | None:
-        """From the share of epochs that is done; the start-up of Ray is not extrapolated."""
-        if self._first_work_s is None or tick.work_done < FIRST_GUESS:
+        """From the share of epochs that is done; the start-up of Ray is not extrapolated, nor what is being ended."""
+        if self._first_work_s is None or tick.work_done < FIRST_GUESS or tick.states.get("interrupted"):
             return None
         return (tick.elapsed_s - self._first_work_s) * (1 - tick.work_done) / tick.work_done
 

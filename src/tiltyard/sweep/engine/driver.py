@@ -128,6 +128,11 @@ class SweepDriver:
         self._journal_decisions()
         self._sync()
 
+    def close(self) -> None:
+        """Ray Tune has ended. It says nothing of packs that it ended with the whole sweep: the journal is asked."""
+        for pack_id in list(self._packs):
+            self.pack_ended(pack_id, failed=False)
+
     def tick(self) -> None:
         """Renews the claim, obeys requests to stop, shows progress."""
         now = time.monotonic()
@@ -261,6 +266,7 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
             failure_config=tune.FailureConfig(max_failures=MAX_PACK_FAILURES),
         ),
     ).fit()
+    driver.close()
 
 
 def _quiet() -> None:

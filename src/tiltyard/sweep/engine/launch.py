@@ -7,6 +7,7 @@ starts nothing.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.stream import feature_columns, fit_preprocessor, share
 from tiltyard.data.versions import DatasetVersion
-from tiltyard.errors import AlreadyClaimedError, DataError
+from tiltyard.errors import AlreadyClaimedError, DataError, DatasetNotFoundError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialRow
 from tiltyard.models import validate_args
@@ -73,6 +74,9 @@ class Watch(Protocol):
     def planned(self, plan: Plan, known: int) -> None:
         """The plan is made; ``known`` trials have results in the record already."""
 
+    def step(self, what: str) -> None:
+        """What is being done before the first trial starts."""
+
     def tick(self, tick: Tick) -> None:
         """How it goes."""
 
@@ -81,6 +85,9 @@ class Silent:
     """A watcher that says nothing."""
 
     def planned(self, plan: Plan, known: int) -> None:
+        """Says nothing."""
+
+    def step(self, what: str) -> None:
         """Says nothing."""
 
     def tick(self, tick: Tick) -> None:
@@ -98,8 +105,14 @@ def prepare(
     """
     del settings
     prepared, facts = {}, {}
-    for ref in experiment.datasets:
-        version = store.resolve(ref)
+    versions = [store.resolve(ref) for ref in experiment.datasets]
+    for column in experiment.include_sensitive:
+        if not any(column in v.schema for v in versions):
+            raise DatasetNotFoundError(
+                f"include_sensitive names {column!r}, which no dataset of the experiment has "
+                f"({', '.join(str(v.ref) for v in versions)}). Name a column that one of them has, or drop it."
+            )
+    for ref, version in zip(experiment.datasets, versions, strict=True):
         named = [c for c in experiment.include_sensitive if c in version.schema]
         features = [*feature_columns(version, None), *named] if named else None
         preprocessor = fit_preprocessor(store, version, features=features)
@@ -263,6 +276,7 @@ class _Launch:
     def _sweep(self, tracker: Tracker, request: Callable[[], str | None]) -> SweepDriver:
         objective, resources = self.experiment.objective, self.experiment.resources
         device = "cuda" if resources.gpus else "cpu"
+        self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
         ray_runtime.ensure_ray()
         slots = ray_runtime.slots(resources.cpus, resources.gpus)
         slots = min(slots, resources.max_concurrent or slots)

@@ -55,14 +55,14 @@ def check_trial(trial: Trial, validate: Callable[..., None]) -> None:
     """
     try:
         if trial.model in QUEUE_MODELS:
-            validate(trial.model, trial.config, trial.task, trial.input_shape)
+            validate(trial.model, trial.config, trial.task, trial.input_shape, trial.num_outputs)
             return
         shared, member = _parts(trial.config)
         from tiltyard.training import Member
 
         Member.from_config(trial.cell, trial.seed, member)
         args = {k: v for k, v in shared.items() if k not in {"optimizer", "batch_size"}}
-        validate(trial.model, args, trial.task, trial.input_shape)
+        validate(trial.model, args, trial.task, trial.input_shape, trial.num_outputs)
     except TiltyardError as error:
         raise SpecError(f"Variant {trial.variant!r} cannot be trained on {trial.dataset}: {error}") from error
 
