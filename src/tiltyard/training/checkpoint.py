@@ -6,6 +6,7 @@ whole checkpoint: the older until that move, the newer after it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -24,6 +25,8 @@ SCHEMA_VERSION = 2
 META = "pack.json"
 _FIRST_TENSORS = "pack.safetensors"
 """Where schema version 1 kept them."""
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
+"""What a file system says that has no such thing."""
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -36,12 +39,15 @@ def write(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"pack-{uuid.uuid4().hex[:12]}.safetensors"
-    new = folder / f".{name}.json"
+    new = folder / f".{META}"
     try:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, folder / name)
-        new.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "tensors": name, **meta}))
-        for path in (folder / name, new):
-            _to_disk(path)
+        with (folder / name).open("rb") as file:
+            _to_disk(file.fileno())
+        with new.open("w") as file:
+            file.write(json.dumps({"schema_version": SCHEMA_VERSION, "tensors": name, **meta}))
+            file.flush()
+            _to_disk(file.fileno())
         os.replace(new, folder / META)
     except BaseException:
         for path in (folder / name, new):
@@ -50,17 +56,15 @@ def write(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) 
     for old in folder.glob("pack*.safetensors"):
         if old.name != name:
             old.unlink(missing_ok=True)
-    for left in folder.glob(".pack-*.json"):
-        left.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
+def _to_disk(descriptor: int) -> None:
     """Waits until the file's bytes are on the disk, so that a machine that stops cannot leave a name without them."""
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -137,23 +137,23 @@ class Chunk:
         places = (
             {p: at_place(drop_keys, p) for p in self._dense.places} if self._dense and drop_keys is not None else {}
         )
-        losses = torch.empty((len(batches), len(self.members)), device=self._device)
+        losses: list[Tensor] = []
         for i, batch in enumerate(batches):
             noise_key = noise_keys[i] if noise_keys is not None else None
             if self._dense is not None:
                 step = dense.Step({p: k[i] for p, k in places.items()})
                 outputs = self._dense.forward(self._seen_by_stack(batch, noise_key), step)
                 gradient = self._gradient(outputs)
-                losses[i] = self._loss(outputs, batch.target, gradient)
+                losses.append(self._loss(outputs, batch.target, gradient))
                 self._dense.backward(gradient)
             elif self._vmapped is not None:
                 x, own = self._seen(batch.x, noise_key)
                 outputs = self._vmapped.forward(x, drop_keys[i] if drop_keys is not None else None, own=own)
                 gradient = self._gradient(outputs)
-                losses[i] = self._loss(outputs, batch.target, gradient)
+                losses.append(self._loss(outputs, batch.target, gradient))
                 self._vmapped.backward(gradient)
             self._optimizer.step(rates, i)
-        return losses
+        return torch.stack(losses)
 
     def _gradient(self, outputs: Tensor) -> Tensor:
         rows = outputs.shape[2]
@@ -185,11 +185,12 @@ class Chunk:
         """Outputs without dropout or noise.
 
         Args:
-            x: From `Model.inputs`.
+            x: From `Model.inputs`; may have rows more than are asked for.
             into: ``(members, outputs, rows)``, written.
         """
         if self._dense is not None:
-            into.copy_(self._dense.predict(x if self._mask is None else x * self._mask.flatten(1).unsqueeze(2)))
+            seen_by = x if self._mask is None else x * self._mask.flatten(1).unsqueeze(2)
+            into.copy_(self._dense.predict(seen_by)[:, :, : into.shape[2]])
         elif self._vmapped is not None:
             seen, own = self._seen(x, None)
             into.copy_(self._vmapped.predict(seen, own=own).transpose(1, 2))

@@ -138,8 +138,8 @@ class Step:
 class _Chain:
     """Parts bound to the parameters and gradients of a chunk, with memory for batches of one size."""
 
-    def __init__(self, parts: Sequence[Part], net: Network, rows: int, *, train: bool) -> None:
-        self._bound = [_bind(part, net, rows, train) for part in parts]
+    def __init__(self, parts: Sequence[Part], net: Network, rows: int) -> None:
+        self._bound = [_bind(part, net, rows) for part in parts]
 
     def forward(self, h: Tensor, step: Step | None) -> Tensor:
         for part in self._bound:
@@ -158,7 +158,7 @@ class Network:
     Args:
         parts: From `plan`.
         params: Parameters of the chunk.
-        grads: Where gradients go; None for a network that only predicts.
+        grads: Where gradients go.
         most: ``(members, 1, 1)`` int32 of `most_dropped`, None where no member drops.
         scale: ``(members, 1, 1)``, ``1 / (1 - rate)``.
     """
@@ -179,7 +179,7 @@ class Network:
         """Outputs ``(members, outputs, rows)`` of training inputs ``(members or 1, features, rows)``."""
         rows = x.shape[2]
         if rows not in self._chains:
-            self._chains[rows] = _Chain(self.parts, self, rows, train=True)
+            self._chains[rows] = _Chain(self.parts, self, rows)
         return self._chains[rows].forward(x, step)
 
     def backward(self, d: Tensor) -> None:
@@ -187,8 +187,11 @@ class Network:
         self._chains[d.shape[2]].backward(d, need_input=False)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Outputs ``(members, outputs, rows)`` without dropout; nothing is kept."""
-        return _Chain(self.parts, self, x.shape[2], train=False).forward(x, None)
+        """Outputs ``(members, outputs, rows)`` without dropout, in the memory that steps of as many rows use."""
+        rows = x.shape[2]
+        if rows not in self._chains:
+            self._chains[rows] = _Chain(self.parts, self, rows)
+        return self._chains[rows].forward(x, None)
 
 
 def _places(parts: Sequence[Part]) -> list[int]:
@@ -202,42 +205,48 @@ def _places(parts: Sequence[Part]) -> list[int]:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``torch.bmm`` whose results do not depend on the number of matrices.
+    """``torch.bmm`` into ``out``."""
+    return torch.bmm(a, b, out=out)
 
-    One product of a vector alone goes through another routine than many do, which sums in another order: it is sent
-    twice.
+
+def lone_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """`product` of one member by one with a vector in it, which torch would send another way than it sends many.
+
+    Sent twice, it goes the way of many, so its sums have the same order.
     """
-    if len(out) == 1 and 1 in (a.shape[1], a.shape[2], b.shape[2]):
-        return out.copy_(torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1])
-    return torch.bmm(a, b.expand(len(out), -1, -1), out=out)
+    return out.copy_(torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1])
 
 
 class _BoundAffine:
-    def __init__(self, part: Affine, net: Network, rows: int, train: bool) -> None:
+    def __init__(self, part: Affine, net: Network, rows: int) -> None:
         self._w = net.params.view(part.weight)
+        self._wt = self._w.transpose(1, 2)
         self._b = net.params.view(part.bias).unsqueeze(2) if part.bias else None
         self._out = torch.empty((net.members, part.width, rows), device=net.device)
-        if train:
-            self._gw = net.grads.view(part.weight)
-            self._gb = net.grads.view(part.bias) if part.bias else None
-            self._shape = (net.members, part.features, rows)
-            self._d_in: Tensor | None = None
-        self._x = self._out
+        lone = net.members == 1 and 1 in (part.width, part.features, rows)
+        self._product = lone_product if lone else product
+        self._gw = net.grads.view(part.weight)
+        self._gb = net.grads.view(part.bias) if part.bias else None
+        self._shape = (net.members, part.features, rows)
+        self._d_in: Tensor | None = None
+        self._x = self._xt = self._out
 
     def forward(self, x: Tensor, step: Step | None) -> Tensor:  # noqa: ARG002
-        self._x = x
-        out = product(self._w, x, self._out)
+        if x is not self._x:  # a layer below gives the same tensor at every step
+            self._x = x if x.shape[0] == self._out.shape[0] else x.expand(self._out.shape[0], -1, -1)
+            self._xt = self._x.transpose(1, 2)
+        out = self._product(self._w, self._x, self._out)
         return out if self._b is None else out.add_(self._b)
 
     def backward(self, d: Tensor, need_input: bool) -> Tensor:
         if self._gb is not None:
             torch.sum(d, 2, out=self._gb)
-        product(d, self._x.transpose(1, 2), self._gw)
+        self._product(d, self._xt, self._gw)
         if not need_input:
             return d
         if self._d_in is None:
             self._d_in = torch.empty(self._shape, device=d.device)
-        return product(self._w.transpose(1, 2), d, self._d_in)
+        return self._product(self._wt, d, self._d_in)
 
 
 class _BoundRelu:
@@ -278,15 +287,14 @@ class _BoundDrop:
 
 
 class _BoundNorm:
-    def __init__(self, part: Norm, net: Network, rows: int, train: bool) -> None:
+    def __init__(self, part: Norm, net: Network, rows: int) -> None:
         self._w = net.params.view(part.weight).unsqueeze(2)
         self._b = net.params.view(part.bias).unsqueeze(2) if part.bias else None
         self._eps, shape = part.eps, (net.members, part.width, rows)
         self._hat, self._out = torch.empty(shape, device=net.device), torch.empty(shape, device=net.device)
         self._scale = torch.empty(0)
-        if train:
-            self._gw = net.grads.view(part.weight)
-            self._gb = net.grads.view(part.bias) if part.bias else None
+        self._gw = net.grads.view(part.weight)
+        self._gb = net.grads.view(part.bias) if part.bias else None
 
     def forward(self, x: Tensor, step: Step | None) -> Tensor:  # noqa: ARG002
         torch.sub(x, x.mean(1, keepdim=True), out=self._hat)
@@ -310,8 +318,8 @@ class _BoundNorm:
 
 
 class _BoundResidual:
-    def __init__(self, part: Residual, net: Network, rows: int, train: bool) -> None:
-        self._inner = _Chain(part.inner, net, rows, train=train)
+    def __init__(self, part: Residual, net: Network, rows: int) -> None:
+        self._inner = _Chain(part.inner, net, rows)
         self._d = torch.empty(0)
 
     def forward(self, x: Tensor, step: Step | None) -> Tensor:
@@ -327,15 +335,15 @@ class _BoundResidual:
 _Bound = _BoundAffine | _BoundRelu | _BoundDrop | _BoundNorm | _BoundResidual
 
 
-def _bind(part: Part, net: Network, rows: int, train: bool) -> _Bound:
+def _bind(part: Part, net: Network, rows: int) -> _Bound:
     match part:
         case Affine():
-            return _BoundAffine(part, net, rows, train)
+            return _BoundAffine(part, net, rows)
         case Relu():
             return _BoundRelu()
         case Drop():
             return _BoundDrop(part, net)
         case Norm():
-            return _BoundNorm(part, net, rows, train)
+            return _BoundNorm(part, net, rows)
         case Residual():
-            return _BoundResidual(part, net, rows, train)
+            return _BoundResidual(part, net, rows)

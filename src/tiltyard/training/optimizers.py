@@ -63,15 +63,15 @@ class Rates:
     """Rates of a chunk's members for some steps.
 
     Args:
-        lr: ``(steps, members, 1)`` float32 on the device.
+        lr: ``(members, 1)`` float32 on the device, one a step.
         minus_lr: ``-lr``.
         shrink: ``1 - lr * weight_decay``.
         exact: ``(steps, members)`` float64 on the host.
     """
 
-    lr: Tensor
-    minus_lr: Tensor
-    shrink: Tensor
+    lr: Sequence[Tensor]
+    minus_lr: Sequence[Tensor]
+    shrink: Sequence[Tensor]
     exact: Floats
 
     @classmethod
@@ -79,8 +79,8 @@ class Rates:
         """``lr``: from `rates`, ``(steps, members)``."""
         decay = np.array([m.weight_decay for m in members])[None, :]
 
-        def tensor(values: Floats) -> Tensor:
-            return torch.from_numpy(values.astype(np.float32)[..., None]).to(device)
+        def tensor(values: Floats) -> Sequence[Tensor]:
+            return torch.from_numpy(values.astype(np.float32)[..., None]).to(device).unbind()
 
         return cls(tensor(lr), tensor(-lr), tensor(1.0 - lr * decay), lr)
 

@@ -29,7 +29,7 @@ from tiltyard.training.vmapped import Stacked, carried, explain_unpackable, retu
 from tiltyard.types import Task
 
 Array = npt.NDArray[np.float64]
-SCORE_ROWS = 4096
+SCORE_ROWS, PREDICT_ROWS = 4096, 512
 WINDOW_STEPS, WINDOW_BYTES = 256, 64 << 20
 """How many batches chunks go through before the next chunk begins: bounds the memory that a streamed epoch holds."""
 
@@ -283,12 +283,24 @@ class Pack:
     def predict(self, x: Tensor) -> Tensor:
         """Outputs of every member, ``(K, rows, outputs)``, without dropout or noise."""
         found = torch.empty((len(self.members), self.spec.num_outputs, len(x)), device=self.device)
-        with sizing.threads(self.threads), torch.no_grad():
-            inputs, at = self._model.inputs(x.to(self.device)), 0
+        stack = self._model.parts is not None
+        step = self.spec.batch_size if stack else max(self.spec.batch_size, PREDICT_ROWS)
+        with sizing.threads(self.threads), torch.inference_mode() if stack else torch.no_grad():
+            slices = [slice(i, min(i + step, len(x))) for i in range(0, len(x), step)]
+            parts = [self._rows_of(x[rows].to(self.device), step if stack else 0) for rows in slices]
+            at = 0
             for chunk in self._chunks:
-                chunk.predict(inputs, found[at : at + len(chunk.members)])
+                own = found[at : at + len(chunk.members)]
+                for rows, part in zip(slices, parts, strict=True):
+                    chunk.predict(part, own[:, :, rows])
                 at += len(chunk.members)
         return found.transpose(1, 2)
+
+    def _rows_of(self, x: Tensor, fill: int) -> Tensor:
+        """Rows as chunks read them; a stack's are filled up to a batch, whose memory it has already."""
+        if len(x) < fill:
+            x = torch.cat([x, x.new_zeros((fill - len(x), *x.shape[1:]))])
+        return self._model.inputs(x)
 
     def score(self, x: Tensor, y: Tensor, metrics: Sequence[str]) -> dict[str, Array]:
         """Scores of every member on rows, by name, each ``(K,)``; NaN where a member's outputs are not finite.
