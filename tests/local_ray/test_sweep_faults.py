@@ -71,7 +71,8 @@ def scene(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Scene:
             os.kill(pid, signal.SIGKILL)
         finally:
             gate.unlink()
-        sweeps.until((folder_of(settings, key, IN_CHECKPOINT, 1) / checkpoint.TENSORS).exists, what="half a checkpoint")
+        half = folder_of(settings, key, IN_CHECKPOINT, 1)
+        sweeps.until(lambda: any(half.glob("*.safetensors")), what="half a checkpoint")
         os.kill(pid_of(IN_CHECKPOINT), signal.SIGKILL)
         recorded.append(kill_before_record(settings, pid_of(BEFORE_RECORD), folder_of(settings, key, BEFORE_RECORD, 1)))
 
@@ -87,7 +88,7 @@ def scene(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 def kill_before_record(settings: Settings, pid: int, files: Path) -> int:
     """Kills a pack whose files are whole but not in the journal; how many scores of it the journal then has."""
-    sweeps.until((files / checkpoint.TENSORS).exists, what="half a checkpoint")
+    sweeps.until(lambda: any(files.glob("*.safetensors")), what="half a checkpoint")
     journal = sqlite3.connect(settings.journal_uri.removeprefix("sqlite:///"), isolation_level=None, timeout=30)
     try:
         journal.execute("BEGIN IMMEDIATE")  # nobody else can write
