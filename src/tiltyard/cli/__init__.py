@@ -39,7 +39,7 @@ class CommandEntry:
     panel: str = "Commands"
 
 
-_SWEEP, _DATA, _RESULTS, _MACHINE = "Sweeps", "Data", "Results", "This machine"
+_SWEEP, _DATA, _RESULTS, _MACHINE, _SERVING = "Sweeps", "Data", "Results", "This machine", "Serving"
 
 COMMANDS: dict[str, CommandEntry] = {
     entry.name: entry
@@ -89,6 +89,20 @@ COMMANDS: dict[str, CommandEntry] = {
             summary="List registered models; show, compare, promote or roll one back.",
             module="tiltyard.cli.models",
             panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="serve",
+            summary="Serve champions by HTTP: on the Ray of tiltyard up, or here until Ctrl-C.",
+            module="tiltyard.cli.serve",
+            command="serve",
+            panel=_SERVING,
+        ),
+        CommandEntry(
+            name="token",
+            summary="Make, list and revoke the bearer tokens that served models ask for.",
+            module="tiltyard.cli.serve",
+            app="token",
+            panel=_SERVING,
         ),
         CommandEntry(
             name="up",

@@ -36,7 +36,7 @@ def models(ctx: typer.Context, as_json: bool = JSON) -> None:
         return
     from tiltyard.report.terminal import output
 
-    found = [] if _no_registry_yet() else _all_versions(_registry())
+    found = [] if _no_registry_yet(Settings.from_env()) else _all_versions(_registry())
     if as_json:
         typer.echo(json.dumps([_told(v) for v in found], indent=1))
         return
@@ -135,9 +135,9 @@ def rollback(name: str = typer.Argument(help="The registered model."), reason: s
     output().print(f"{name} version {now.version} is @champion again{_was(before)}. To undo it: the same command.")
 
 
-def _no_registry_yet() -> bool:
+def _no_registry_yet(settings: Settings) -> bool:
     """True where looking would make an empty database."""
-    scheme, _, path = Settings.from_env().tracking_uri.partition(":///")
+    scheme, _, path = settings.tracking_uri.partition(":///")
     return scheme.startswith("sqlite") and bool(path) and not Path(path).exists()
 
 
@@ -146,12 +146,20 @@ def _all_versions(registry: ModelRegistry) -> list[ModelVersion]:
 
 
 def _registry() -> ModelRegistry:
+    return open_registry(Settings.from_env())
+
+
+def open_registry(settings: Settings) -> ModelRegistry:
+    """The registry of a home.
+
+    Raises:
+        RegistryError: If nothing was ever registered there; none is made.
+    """
     import logging
 
     from tiltyard.registry.mlflow_registry import ModelRegistry
 
-    settings = Settings.from_env()
-    if _no_registry_yet():
+    if _no_registry_yet(settings):
         raise RegistryError(
             f"No model is registered yet: there is no {settings.tracking_uri}. Run a sweep first (tiltyard run "
             "jobs/first_sweep.py), or set TILTYARD_HOME to where one was run."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,11 +14,35 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 
 from tiltyard.errors import TiltyardError
-from tiltyard.serving.answers import Answer
+from tiltyard.serving.answers import Answer, Described
 
 IN_FLIGHT = 3
 """One being answered, one being taken apart beside it, one on its way: more only takes memory."""
 RETRIES = 3
+
+
+def connect() -> bool:
+    """Joins the Ray of the environment (``RAY_ADDRESS``) or starts one for this process; True where one was started.
+
+    Call `tiltyard.ray_token.use_own_token` before anything imports Ray.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    own: dict[str, Any] = {} if joins else {"include_dashboard": False, "object_store_memory": 512 << 20}
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    return not joins
+
+
+def disconnect() -> None:
+    """Leaves the Ray, or ends the one that `connect` started."""
+    ray.shutdown()
+
+
+def end_serving() -> None:
+    """Ends every application of this Ray and Serve itself."""
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def deploy(app: Any, *, name: str, http: bool = False, host: str = "127.0.0.1", port: int = 8000) -> Any:
@@ -38,6 +63,18 @@ def deploy(app: Any, *, name: str, http: bool = False, host: str = "127.0.0.1", 
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     )
     return serve.run(app, name=name, route_prefix="/" if http else None)
+
+
+def address() -> str:
+    """Where Serve's proxy answers: the options of a Serve that runs already stand, whatever `deploy` asked for."""
+    options = serve.context._get_global_client().http_config  # type: ignore[union-attr]  # no public call tells it
+    return f"http://{options.host}:{options.port}"
+
+
+def described(name: str) -> list[Described]:
+    """What an application of `champions_app` serves now."""
+    found: list[Described] = serve.get_app_handle(name).describe_all.remote().result(timeout_s=60)
+    return found
 
 
 def remove(name: str) -> None:

@@ -40,6 +40,8 @@ __all__ = ["Answer", "ModelAddress", "app_from_args", "champions_app", "evaluati
 
 POLL_S = 1.0
 """How often the registry is asked where an alias points: a moved alias is taken up within two of these."""
+REPLICA_CPUS = 0.1
+"""A replica that waits costs nothing; what it is worth under load is for the config of a cluster to say."""
 RETRIES = 3
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _LATENCIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
@@ -88,9 +90,9 @@ class Registrar:
 
 
 @serve.deployment(
-    ray_actor_options={"num_cpus": 0.5},
     max_ongoing_requests=8,
     health_check_period_s=10,
+    graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=10,
     max_constructor_retry_count=3,
     logging_config=_QUIET,
@@ -172,8 +174,9 @@ class Champion:
 
 
 @serve.deployment(
-    ray_actor_options={"num_cpus": 0.5},
+    ray_actor_options={"num_cpus": REPLICA_CPUS},
     max_ongoing_requests=4,
+    graceful_shutdown_wait_loop_s=0.2,
     graceful_shutdown_timeout_s=5,
     max_constructor_retry_count=2,
     logging_config=_QUIET,
@@ -208,6 +211,7 @@ class Evaluator:
     max_ongoing_requests=256,
     max_queued_requests=256,
     backpressure_config={"status_code": 503, "retry_after_s": 1},
+    graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=10,
     logging_config=_QUIET,
 )
@@ -361,6 +365,7 @@ def champions_app(
     limits: Limits | None = None,
     tokens: Path | None = None,
     replicas: tuple[int, int] = (1, 1),
+    cpus: float = REPLICA_CPUS,
     poll_s: float = POLL_S,
 ) -> Application:
     """The application for traffic.
@@ -371,6 +376,7 @@ def champions_app(
         limits: What is refused.
         tokens: File of bearer tokens; without one HTTP asks for none, which is for loopback alone.
         replicas: Least and most replicas of each model; where they differ Serve scales between them by load.
+        cpus: What Ray sets aside for a replica; each computes with one thread whatever this says.
         poll_s: Seconds between two looks at the registry.
 
     Raises:
@@ -380,7 +386,7 @@ def champions_app(
     registrar = Registrar.bind(settings, poll_s)  # type: ignore[attr-defined]
     bound = {
         served_name(a): Champion.options(  # type: ignore[attr-defined]
-            name=str(a).replace("/", "-"), **_scale(*replicas)
+            name=str(a).replace("/", "-"), ray_actor_options={"num_cpus": cpus}, **_scale(*replicas)
         ).bind(settings, a, registrar, limits, poll_s)
         for a in _addresses(models)
     }
@@ -415,6 +421,7 @@ def app_from_args(args: Mapping[str, str], settings: Settings | None = None) -> 
         "tokens",
         "min_replicas",
         "max_replicas",
+        "cpus",
         "poll_s",
         *Limits.__dataclass_fields__,
     }
@@ -426,6 +433,7 @@ def app_from_args(args: Mapping[str, str], settings: Settings | None = None) -> 
         least = int(args.get("min_replicas", 1))
         most = int(args.get("max_replicas", least))
         poll_s, limits = float(args.get("poll_s", POLL_S)), Limits.parse(args)
+        cpus = float(args.get("cpus", REPLICA_CPUS))
     except ValueError as error:
         raise ServingError(f"An argument is not a number: {error}. Wanted whole numbers, or seconds.") from error
     purpose, auth = args.get("purpose", "traffic"), args.get("auth", "on")
@@ -442,6 +450,7 @@ def app_from_args(args: Mapping[str, str], settings: Settings | None = None) -> 
         limits=limits,
         tokens=tokens if auth == "on" else None,
         replicas=(least, most),
+        cpus=cpus,
         poll_s=poll_s,
     )
 
