@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 
 from tiltyard.data.store import DatasetStore
@@ -125,8 +126,8 @@ def until(condition: Callable[[], Any], timeout_s: float = 40.0, what: str = "th
 
 
 def marks(gate: Path) -> list[int]:
-    """Processes that wait at the gate now."""
-    return [int(p.suffix[1:]) for p in gate.parent.glob(f"{gate.name}.*")]
+    """Processes that wait at the gate now; one that was killed there left its mark behind."""
+    return [pid for p in gate.parent.glob(f"{gate.name}.*") if psutil.pid_exists(pid := int(p.suffix[1:]))]
 
 
 @contextmanager
