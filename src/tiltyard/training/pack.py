@@ -42,7 +42,12 @@ def build_module(spec: PackSpec, *, seed: int, init_scale: float = 1.0) -> nn.Mo
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = build(spec.model, spec.model_args, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
+        return _built(spec, init_scale)
+
+
+def _built(spec: PackSpec, init_scale: float) -> nn.Module:
+    """A model from torch's generator as it stands."""
+    module = build(spec.model, spec.model_args, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
     if init_scale != 1.0:
         with torch.no_grad():
             for value in module.parameters():
@@ -135,12 +140,14 @@ class Pack:
         pack = cls(spec, members, device=device, chunk=chunk, threads=threads)
         params = torch.empty((len(members), pack._model.layout.num_params))
         extra: dict[str, list[Tensor]] = {}
-        for i, member in enumerate(members):
-            module = build_module(spec, seed=member.seed, init_scale=member.init_scale)
-            values = dict(module.named_parameters())
-            torch.cat([values[n].detach().reshape(-1) for n in pack._model.layout.order], out=params[i])
-            for name, value in carried(module).items():
-                extra.setdefault(name, []).append(value)
+        with torch.random.fork_rng(devices=[]):
+            for i, member in enumerate(members):
+                torch.manual_seed(member.seed)
+                module = _built(spec, member.init_scale)
+                values = dict(module.named_parameters())
+                torch.cat([values[n].detach().reshape(-1) for n in pack._model.layout.order], out=params[i])
+                for name, value in carried(module).items():
+                    extra.setdefault(name, []).append(value)
         pack._fill(params, {}, {n: torch.stack(v) for n, v in extra.items()})
         return pack
 

@@ -51,7 +51,7 @@ def _predicted(outputs: Tensor) -> Tensor:
     """The class of the largest output, the first of equals, ``(K, N)``.
 
     ``argmax`` over a few classes is slow where rows lie last in memory (12 ns a number, measured); comparing class by class
-    is 30 times faster.
+    is several times faster.
     """
     classes = outputs.shape[-1]
     if classes > _FEW or outputs.stride(-1) == 1:
@@ -65,8 +65,18 @@ def _predicted(outputs: Tensor) -> Tensor:
 
 
 def _accuracy(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """Without finding the class: does the label's output equal the largest? Where outputs tie, the first counts."""
     del task
-    return (_predicted(outputs) == y).double().mean(-1)
+    across = outputs.transpose(1, 2)
+    most = across.amax(1, keepdim=True)
+    tied = (across - most).ge_(0).sum((1, 2)) > outputs.shape[
+        1
+    ]  # counted as floats: several times faster than as bools
+    own = across.gather(1, y.expand(len(outputs), 1, -1))
+    found = (own == most).double().mean((1, 2))
+    if bool(tied.any()):
+        found[tied] = (outputs[tied].argmax(-1) == y).double().mean(-1)
+    return found
 
 
 def _per_class(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,111 @@
+"""Packs against the fastest loop over single models in plain torch: two processes on each side, one thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pack_problems as work
+from harness import Benchmark, Figure
+
+PROCESSES = 2
+RUNS = 3
+
+
+class Pair:
+    """Two worker processes, started and warmed before anything is timed."""
+
+    def __init__(self, pools: list[ProcessPoolExecutor]) -> None:
+        self._pools = pools
+
+    def all(
+        self, do: Callable[..., Any], *args: Any, per: Callable[[int], tuple[Any, ...]] = lambda _: ()
+    ) -> list[Any]:
+        """Calls ``do`` in both at once."""
+        futures = [pool.submit(do, *args, *per(i)) for i, pool in enumerate(self._pools)]
+        return [future.result() for future in futures]
+
+    def seconds(self, do: Callable[..., Any], *args: Any, per: Callable[[int], tuple[Any, ...]]) -> float:
+        """Median wall time of both."""
+        times = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            self.all(do, *args, per=per)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+
+@contextmanager
+def pair(problem: str) -> Iterator[Pair]:
+    """Two processes that hold a problem."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        found = Pair([stack.enter_context(ProcessPoolExecutor(1, context)) for _ in range(PROCESSES)])
+        found.all(work.prepare, problem)
+        yield found
+
+
+def versus(
+    name: str, problem: str, *, trials: int, sample: int, aim: float | None, chunk: int | None = None
+) -> Iterable[Figure]:
+    """``trials`` packed against the fastest loop, which runs ``sample`` of them and is scaled up: its time is per trial."""
+    share, few = trials // PROCESSES, sample // PROCESSES
+    with pair(problem) as workers:
+        why = workers.all(work.compile_step)[0]
+        kinds = [k for k in work.LOOPS if k != "compiled" or not why]
+        loops = {
+            kind: workers.seconds(work.loop_work, kind, per=lambda i: (i * share, few)) * share / few for kind in kinds
+        }
+        packed = workers.seconds(work.pack_work, per=lambda i: (i * share, share, chunk))
+        fastest = min(loops, key=lambda k: loops[k])
+        ours = workers.all(work.pack_work, per=lambda i: (i * share, few, chunk))
+        theirs = workers.all(work.loop_work, fastest, per=lambda i: (i * share, few))
+        apart = max(abs(a - b) for o, t in zip(ours, theirs, strict=True) for a, b in zip(o[1], t[1], strict=True))
+        bound = workers.all(work.ceilings, min(64, share)) if problem != "cnn" else []
+    told = ", ".join(f"{k} {v:.1f} s" for k, v in loops.items()) + (f"; compiled: {why}" if why else "")
+    note = f"{told} for all {trials} (from {sample} trials). "
+    note += f"Validation accuracies of those {sample}: at most {apart:.4f} apart. "
+    if bound:
+        steps = work.problem(problem).steps
+        products, update = (statistics.mean(b[k] for b in bound) * steps * share / 1e6 for k in ("products", "update"))
+        gflops = statistics.mean(b["gflops"] for b in bound)
+        note += (
+            f"Bound: the products alone {products:.2f} s ({gflops:.0f} GFLOP/s a core) and Adam's one pass {update:.2f} s, "
+            f"{100 * (products + update) / packed:.0f}% of what was taken."
+        )
+    if aim is not None:
+        note += f" Wanted: {aim:g}x."
+    yield Figure(
+        name, packed, "s", f"{fastest} loop, {trials} trials, {PROCESSES} processes", loops[fastest],
+        loops[fastest] / packed, note,
+    )  # fmt: skip
+
+
+def mlp() -> Iterable[Figure]:
+    """512 trials of an MLP 64-64-32-10, 20 epochs of digits, validated after each."""
+    yield from versus("pack_mlp_vs_bare_loop", "mlp", trials=512, sample=24, aim=10.0)
+
+
+def logistic() -> Iterable[Figure]:
+    """1,000 trials of logistic regression on 30 features, 20 epochs."""
+    yield from versus("pack_logistic_vs_bare_loop", "logistic", trials=1000, sample=40, aim=25.0)
+
+
+def largest() -> Iterable[Figure]:
+    """Where arithmetic rules: four members of a 64-1024-1024-10 MLP in each process."""
+    yield from versus("pack_largest_vs_alone", "largest", trials=8, sample=8, aim=1.0, chunk=4)
+
+
+def cnn() -> Iterable[Figure]:
+    """32 trials of the CNN on 8x8 digits."""
+    yield from versus("pack_cnn_vs_bare_loop", "cnn", trials=64, sample=16, aim=None)
+
+
+def benchmarks() -> list[Benchmark]:
+    """All four."""
+    return [mlp, logistic, largest, cnn]
