@@ -22,7 +22,7 @@ SPOOL, STATE, RUNS = "spool.jsonl", "state.json", "runs.jsonl"
 NICE = 10
 """Training has the cores first."""
 IDLE_S = 0.05
-ORPHAN_S = 5.0
+ORPHAN_S = 2.0
 """With nothing to read for this long and the driver gone, the process ends; the spool stays."""
 BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
 
