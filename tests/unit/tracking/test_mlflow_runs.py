@@ -88,6 +88,7 @@ def test_trial_written_once_has_all_that_is_known_of_it(
     assert tags["tiltyard.reason"].startswith("not among the best")
     assert points(client, run.info.run_id, "accuracy") == [(1, 0.1), (2, 0.2)]
     assert run.data.metrics == {"accuracy": 0.2, "train_loss": 0.5, "duration_s": 1.0, "cpu_s": 1.0}
+    assert run.inputs is not None
     (given,) = run.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("rings", "d" * 36)
     assert json.loads(given.dataset.source) == {"name": "rings", "version": 3, "digest": "d" * 64}
@@ -125,6 +126,7 @@ def test_trial_written_again_by_the_same_or_another_process_changes_nothing(
         assert len(points(client, first, metric)) == wanted, f"{metric} stands twice"
     after = client.get_run(first)
     assert (after.data.metrics, after.data.params) == (before.metrics, before.params)
+    assert after.inputs is not None
     assert len(after.inputs.dataset_inputs) == 1
 
 
