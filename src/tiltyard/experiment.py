@@ -198,6 +198,9 @@ class Search(_Spec):
         halving: `Halving`, `Hyperband` or None for no early stopping.
         epochs: Length of training where there is no halving.
         points: Configurations tried first, one mapping each, by variant name.
+        generation: Trials that ``tpe`` suggests at a time for each variant on each dataset: a pack's worth. The first
+            generation is drawn at random.
+        finalists: How many of each dataset are scored on the test split.
         replicates: Seeds that every finalist is trained with besides its own, for intervals over seeds and data seeds.
     """
 
@@ -219,6 +222,11 @@ class Search(_Spec):
                 "neither halving nor epochs is set; say how long a trial trains, e.g. halving=Halving(rungs=(2, 6, 20))"
             )
         return self
+
+    @property
+    def learns(self) -> bool:
+        """True where later trials are chosen from what earlier ones came to."""
+        return self.algorithm == "tpe"
 
     @property
     def max_epochs(self) -> int:
@@ -278,7 +286,15 @@ class Resources(_Spec):
 
 
 class Budget(_Spec):
-    """The most a launch may use; None is no limit. Reserved before a pack starts, settled after, in metered seconds."""
+    """The most that may be used; None is no limit. Reserved before a pack starts, settled after, in metered seconds.
+
+    Args:
+        wall_s: Seconds of one launch.
+        trials: Trials over all variants and datasets.
+        cpu_hours: CPU-hours over all launches of the same experiment.
+        gpu_hours: GPU-hours over all launches of the same experiment.
+        team: Whose budget is charged too; set it with ``tiltyard budget set``.
+    """
 
     wall_s: Positive | None = None
     trials: int | None = Field(default=None, ge=1)

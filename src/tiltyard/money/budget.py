@@ -30,6 +30,11 @@ class Seconds:
         """What is left, never below 0."""
         return Seconds(cpu_s=max(0.0, self.cpu_s - other.cpu_s), gpu_s=max(0.0, self.gpu_s - other.gpu_s))
 
+    @property
+    def any(self) -> bool:
+        """True where there is more than a rounding of either."""
+        return self.cpu_s > 1e-6 or self.gpu_s > 1e-6
+
     def __mul__(self, factor: float) -> Seconds:
         return Seconds(cpu_s=self.cpu_s * factor, gpu_s=self.gpu_s * factor)
 

@@ -60,7 +60,7 @@ class Teller:
 
     def planned(self, plan: Plan, known: int) -> None:
         """Prints what will be done, and shows progress from now on where there is something to do."""
-        self._total = len(plan.trials)
+        self._total = plan.num_trials
         self._console.print(Text.assemble((self._experiment.name, "bold"), f"  key {plan.key[:12]}"))
         if known >= self._total:
             return
@@ -176,7 +176,7 @@ class Teller:
         ]
         self._console.print()
         self._console.print(closing(places, commands))
-        trials = len(outcome.plan.trials)
+        trials = outcome.plan.num_trials
         verdict = f"{trials} trials answered from the record" if outcome.state == "reused" else f"{trials} trials"
         self._say(f"\n{verdict} in {seconds:.0f} s.")
 

@@ -407,6 +407,8 @@ def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
             f"{epochs} epochs",
         )
     total = f"{len(plan.trials)} trials, at most {most} epochs of training"
+    if plan.later:
+        total += f"; then {sum(plan.later.values())} more, chosen from what these come to"
     if known:
         total += f"; {known} trials stand in the record already"
     return Group(table, Text(total, "dim"))

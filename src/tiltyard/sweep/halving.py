@@ -143,8 +143,7 @@ class Machine:
     ) -> None:
         self._metric, self._mode, self._also = metric, mode, tuple(also)
         self._pack_size, self._shape, self._known = pack_size, shape, known
-        self._trials = {t.cell: t for g in groups for t in g.trials}
-        self._states = {cell: TrialState(state="planned") for cell in self._trials}
+        self._states: dict[str, TrialState] = {}
         self._rungs: dict[str, _Rung] = {}
         self._ready: dict[str, deque[StartPack]] = {}
         self._turn: deque[str] = deque()
@@ -152,20 +151,32 @@ class Machine:
         self._halted: str | None = None
         self._decisions: list[Decision] = []
         for group in groups:
-            self._turn.append(group.name)
-            self._ready[group.name] = deque()
-            self._open(group, 0, list(group.trials))
+            self.add(group)
+
+    def add(self, group: Group) -> None:
+        """Takes in a group that was not there from the start: the next generation of a learning search."""
+        for trial in group.trials:
+            self._states[trial.cell] = TrialState(state="planned")
+        self._turn.append(group.name)
+        self._ready[group.name] = deque()
+        self._open(group, 0, list(group.trials))
+        if self._halted is not None:
+            self._halt(self._halted)
 
     # -- asking ---------------------------------------------------------------------------------------------------
 
-    def next(self) -> StartPack | None:
-        """The next pack to start; groups take turns, so that no device waits while any group has work."""
+    def next(self, accept: Callable[[StartPack], bool] | None = None) -> StartPack | None:
+        """The next pack to start; groups take turns, so that no device waits while any group has work.
+
+        Args:
+            accept: Asked before a pack is taken (may it be paid for?); one that is not accepted stays where it is.
+        """
         if self._halted is not None:
             return None
         for _ in range(len(self._turn)):
             name = self._turn[0]
             self._turn.rotate(-1)
-            if self._ready[name]:
+            if self._ready[name] and (accept is None or accept(self._ready[name][0])):
                 pack = self._ready[name].popleft()
                 self._running[pack.pack_id] = pack
                 for cell in pack.cells:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tiltyard.errors import SpecError
@@ -78,19 +78,38 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Every trial of a launch."""
+    """Every trial of a launch; of a learning search, those that are drawn so far."""
 
     key: str
     groups: tuple[Group, ...]
+    later: Mapping[str, int] = field(default_factory=dict)
+    """Trials that are not drawn yet, by ``variant@dataset``."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
         """All of them, group by group."""
         return tuple(t for g in self.groups for t in g.trials)
 
+    def grown(self, groups: Sequence[Group]) -> Plan:
+        """The plan with further generations drawn."""
+        later = dict(self.later)
+        for group in groups:
+            later[f"{group.variant}@{group.dataset}"] -= len(group.trials)
+        return replace(self, groups=(*self.groups, *groups), later={n: left for n, left in later.items() if left})
+
+    @property
+    def side_by_side(self) -> int:
+        """Groups that may have work at the same time: generations follow each other."""
+        return sum("/g" not in g.name for g in self.groups)
+
+    @property
+    def num_trials(self) -> int:
+        """Trials of the launch, those that are not drawn yet too."""
+        return len(self.trials) + sum(self.later.values())
+
 
 def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_digest: str) -> Plan:
-    """Draws every trial and gives it its cell.
+    """Draws every trial and gives it its cell; of a learning search, the first generation.
 
     Raises:
         SpecError: If a metric, model or configuration does not fit a dataset; nothing was started.
@@ -99,35 +118,39 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
     for ref in experiment.datasets:
         _check_dataset(experiment, facts[ref.name])
     key = experiment.key({n: f.content_digest for n, f in facts.items()}, code_digest)
-    shares = _shares(experiment)
-    groups = tuple(
-        group
-        for ref in experiment.datasets
-        for variant in experiment.variants
-        for group in _groups(experiment, variant, facts[ref.name], shares[variant.name], code_digest)
-    )
+    groups: list[Group] = []
+    later: dict[str, int] = {}
+    for place, ref in enumerate(experiment.datasets):
+        for variant, n in zip(experiment.variants, _shares(experiment, place).values(), strict=True):
+            drawn = min(n, experiment.search.generation) if experiment.search.learns else n
+            groups += _groups(experiment, variant, facts[ref.name], drawn, code_digest)
+            if n > drawn:
+                later[f"{variant.name}@{ref.name}"] = n - drawn
     _check_apart(groups)
-    return Plan(key=key, groups=groups)
+    return Plan(key=key, groups=tuple(groups), later=later)
 
 
 def _check_honoured(experiment: Experiment) -> None:
-    """Refuses what can be written down but is not done yet: a field that nothing obeys would be a lie."""
-    search, budget = experiment.search, experiment.budget
-    wanted = {
-        "search.algorithm='tpe'": search.algorithm == "tpe",
-        "search.generation": "generation" in search.model_fields_set,
-        "search.replicates": search.replicates > 0,
-        "budget.trials": budget.trials is not None,
-        "budget.cpu_hours": budget.cpu_hours is not None,
-        "budget.gpu_hours": budget.gpu_hours is not None,
-        "budget.team": budget.team is not None,
-    }
-    refused = [what for what, is_set in wanted.items() if is_set]
-    if refused:
+    """Refuses what can be written down but is not done: a field that nothing obeys would be a lie."""
+    search = experiment.search
+    if search.replicates:
         raise SpecError(
-            f"{', '.join(refused)}: this version of Tiltyard does not do that yet, and would otherwise ignore it. Leave it "
-            "out: there are random, sobol and grid search, Halving, Hyperband or a number of epochs, and budget.wall_s."
+            "search.replicates: this version of Tiltyard does not do that yet, and would otherwise ignore it. Leave it out."
         )
+    if search.learns:
+        seeded = sorted(v.name for v in experiment.variants if "seed" in {*v.fixed, *v.space})
+        if isinstance(search.halving, Hyperband):
+            raise SpecError(
+                "Hyperband and algorithm='tpe' do not go together: brackets share trials out before any is known, TPE "
+                "chooses them from what is known. Use Halving(...), or algorithm='random'."
+            )
+        if seeded:
+            raise SpecError(
+                f"Variants {seeded} set a seed; with algorithm='tpe' the same configuration may be suggested twice and would "
+                "be the same trial. Leave the seed out: the experiment's decides."
+            )
+    elif "generation" in search.model_fields_set:
+        raise SpecError(f"search.generation is for algorithm='tpe'; found {search.algorithm!r}. Leave it out.")
 
 
 def _check_apart(groups: Sequence[Group]) -> None:
@@ -158,24 +181,40 @@ def _check_dataset(experiment: Experiment, facts: DatasetFacts) -> None:
             )
 
 
-def _shares(experiment: Experiment) -> dict[str, int]:
-    """Trials of each variant on each dataset.
+def _shares(experiment: Experiment, place: int) -> dict[str, int]:
+    """Trials of each variant on the dataset at a place, in the order of the variants.
 
     A variant gets what it asks for, the others share the rest evenly; where every variant asks, their numbers are
     weights, so that ``--trials`` scales all of them. Each gets at least one, and none more than it can have: a grid's
     combinations, or one trial (one a point) where nothing is searched. A grid without a number of trials is tried whole.
+    A budget of trials is shared out over the datasets and caps all that.
+
+    Raises:
+        SpecError: If a budget of trials is too small for one of each variant on each dataset.
     """
-    search, total = experiment.search, experiment.search.trials
+    search, budget = experiment.search, experiment.budget.trials
+    datasets, variants = len(experiment.datasets), len(experiment.variants)
+    if budget is not None and budget < datasets * variants:
+        raise SpecError(
+            f"budget.trials is {budget}, but there are {variants} variants on {datasets} datasets: at least "
+            f"{datasets * variants} trials. Raise it, or take some away."
+        )
+    cap = _ENDLESS if budget is None else budget // datasets + (place < budget % datasets)
     most = {v.name: _most(v, search) for v in experiment.variants}
     asked = {v.name: v.trials for v in experiment.variants if v.trials is not None}
+    total = search.trials
     if search.algorithm == "grid" and "trials" not in search.model_fields_set:
-        return {name: min(n, asked.get(name, n)) for name, n in most.items()}
+        asked = {name: min(n, asked.get(name, n)) for name, n in most.items()}
+        total = sum(asked.values())
+    total = min(total, cap)
     rest = [name for name in most if name not in asked]
-    if rest:
-        shares = asked if sum(asked.values()) + len(rest) <= total else _apportion(asked, most, total - len(rest))
-        shares = {name: min(n, most[name]) for name, n in shares.items()}
-        return shares | _apportion(dict.fromkeys(rest, 1), most, total - sum(shares.values()))
-    return _apportion(asked, most, total)
+    if not rest:
+        found = _apportion(asked, most, total)
+    else:
+        found = asked if sum(asked.values()) + len(rest) <= total else _apportion(asked, most, total - len(rest))
+        found = {name: min(n, most[name]) for name, n in found.items()}
+        found |= _apportion(dict.fromkeys(rest, 1), most, total - sum(found.values()))
+    return {name: found[name] for name in most}
 
 
 def _most(variant: Variant, search: Search) -> int:
@@ -205,39 +244,59 @@ def _groups(
     search, halving = experiment.search, experiment.search.halving
     configs = draw(
         variant,
-        algorithm=search.algorithm,
+        algorithm="random" if search.learns else search.algorithm,
         n=n,
         seed=experiment.seed,
         points=search.points.get(variant.name, ()),
     )
+    whole = group_of(experiment, variant, facts, configs, code_digest=code_digest)
+    if not isinstance(halving, Hyperband):
+        return (whole,)
+    found, start = [], 0
+    for bracket in brackets(halving, len(whole.trials)):
+        name = f"{whole.name}/b{bracket.number}"
+        members = tuple(replace(t, group=name) for t in whole.trials[start : start + bracket.trials])
+        found.append(replace(whole, name=name, rungs=bracket.rungs, keep=bracket.keep, trials=members))
+        start += bracket.trials
+    return tuple(found)
+
+
+def group_of(
+    experiment: Experiment,
+    variant: Variant,
+    facts: DatasetFacts,
+    configs: Sequence[Mapping[str, Any]],
+    *,
+    code_digest: str,
+    first: int = 0,
+    suffix: str = "",
+) -> Group:
+    """A group of trials with these configurations.
+
+    Args:
+        experiment: What they belong to.
+        variant: Of which variant they are.
+        facts: Of the dataset.
+        configs: One a trial.
+        code_digest: From `tiltyard.codedigest`.
+        first: Index of the first one among the trials of the variant on the dataset.
+        suffix: Put behind ``variant@dataset`` where a variant has several groups on a dataset.
+    """
     name = f"{variant.name}@{facts.name}"
+    halving = experiment.search.halving
     distinct: dict[str, Trial] = {}
-    for index, config in enumerate(configs):  # where the seed is fixed or searched, a draw may come twice
+    for index, config in enumerate(configs, start=first):  # where the seed is fixed or searched, a draw may come twice
         trial = _trial(experiment, variant, facts, name, index, config, code_digest)
-        distinct.setdefault(trial.cell, trial)
-    trials = tuple(distinct.values())
-    if isinstance(halving, Hyperband):
-        parts = [(f"{name}/b{b.number}", b.rungs, b.keep, b.trials) for b in brackets(halving, len(trials))]
-    elif isinstance(halving, Halving):
-        parts = [(name, halving.rungs, halving.keep, len(trials))]
-    else:
-        parts = [(name, (search.max_epochs,), 1.0, len(trials))]
-    groups, start = [], 0
-    for group, rungs, keep, size in parts:
-        members = tuple(replace(t, group=group) for t in trials[start : start + size])
-        start += size
-        groups.append(
-            Group(
-                name=group,
-                variant=variant.name,
-                model=variant.model,
-                dataset=facts.name,
-                rungs=rungs,
-                keep=keep,
-                trials=members,
-            )
-        )
-    return tuple(groups)
+        distinct.setdefault(trial.cell, replace(trial, group=name + suffix))
+    return Group(
+        name=name + suffix,
+        variant=variant.name,
+        model=variant.model,
+        dataset=facts.name,
+        rungs=halving.rungs if isinstance(halving, Halving) else (experiment.search.max_epochs,),
+        keep=halving.keep if isinstance(halving, Halving) else 1.0,
+        trials=tuple(distinct.values()),
+    )
 
 
 def _trial(

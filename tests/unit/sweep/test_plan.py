@@ -258,18 +258,78 @@ def test_plan_on_a_dataset_with_an_empty_split_names_it(split: str) -> None:
         planned(split_rows=rows)
 
 
+def test_plan_with_replicates_which_nothing_obeys_yet_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"search\.replicates: .*does not do that yet"):
+        planned(experiment(search=Search(trials=2, epochs=1, replicates=2)))
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("search", "variants", "said"),
     [
-        ({"search": Search(trials=2, epochs=1, algorithm="tpe")}, "search.algorithm='tpe'"),
-        ({"search": Search(trials=2, epochs=1, replicates=2)}, "search.replicates"),
-        ({"search": Search(trials=2, epochs=1, generation=4)}, "search.generation"),
-        ({"budget": Budget(trials=3)}, "budget.trials"),
-        ({"budget": Budget(cpu_hours=3)}, "budget.cpu_hours"),
-        ({"budget": Budget(gpu_hours=3)}, "budget.gpu_hours"),
-        ({"budget": Budget(team="vision")}, "budget.team"),
+        (Search(epochs=1, generation=4), None, "search.generation is for algorithm='tpe'; found 'random'"),
+        (Search(algorithm="tpe", halving=Hyperband(max_epochs=9)), None, "do not go together"),
+        (Search(algorithm="tpe", epochs=1), (variant(fixed={"seed": 1}),), r"\['mlp'\] set a seed"),
     ],
 )
-def test_plan_with_what_nothing_obeys_yet_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(SpecError, match=f"{said}.*does not do that yet"):
-        planned(experiment(**changes))
+def test_plan_with_fields_that_do_not_go_together_is_refused(
+    search: Search, variants: tuple[Variant, ...] | None, said: str
+) -> None:
+    with pytest.raises(SpecError, match=said):
+        planned(experiment(search=search, **({"variants": variants} if variants else {})))
+
+
+# -- a budget of trials -----------------------------------------------------------------------------------------------
+
+
+def with_budget(trials: int, **search: Any) -> Plan:
+    spec = Search(**{"trials": 20, "epochs": 1, **search})
+    return planned(experiment(search=spec, budget=Budget(trials=trials)))
+
+
+@given(trials=st.integers(4, 60), algorithm=st.sampled_from(["random", "sobol", "tpe"]))
+def test_budget_of_trials_is_never_passed_and_leaves_nobody_out(trials: int, algorithm: str) -> None:
+    made = with_budget(trials, algorithm=algorithm)
+    assert made.num_trials == min(trials, 40)
+    assert {(g.variant, g.dataset) for g in made.groups if g.trials} == {
+        (v, d) for v in ("mlp", "cnn") for d in ("digits", "wine")
+    }
+
+
+def test_budget_of_trials_keeps_the_first_of_the_draws() -> None:
+    assert set(cells(with_budget(13))) < set(cells(planned(experiment(search=Search(trials=20, epochs=1)))))
+
+
+def test_budget_of_trials_caps_a_grid_too() -> None:
+    made = experiment(
+        variants=(variant(space={"a": choice(*range(9))}),),
+        search=Search(algorithm="grid", epochs=1),
+        budget=Budget(trials=7),
+    )
+    assert Counter(t.dataset for t in planned(made).trials) == {"digits": 4, "wine": 3}
+
+
+def test_budget_of_fewer_trials_than_groups_is_refused_with_the_numbers() -> None:
+    with pytest.raises(
+        SpecError, match=r"budget.trials is 3, but there are 2 variants on 2 datasets: at least 4 trials"
+    ):
+        with_budget(3)
+
+
+# -- learning searches ------------------------------------------------------------------------------------------------
+
+
+def test_plan_of_a_learning_search_draws_the_first_generation_and_says_what_is_to_come() -> None:
+    made = planned(experiment(search=Search(trials=50, epochs=1, algorithm="tpe", generation=16)))
+    assert [len(g.trials) for g in made.groups] == [16] * 4
+    assert made.later == dict.fromkeys(["mlp@digits", "cnn@digits", "mlp@wine", "cnn@wine"], 9)
+    assert made.num_trials == 100
+    at_random = planned(experiment(search=Search(trials=50, epochs=1)))
+    assert set(cells(made)) < set(cells(at_random))
+
+
+def test_plan_of_a_learning_search_without_a_space_has_nothing_to_come() -> None:
+    made = planned(
+        experiment(variants=(variant(), variant("cnn", space={})), search=Search(trials=40, epochs=1, algorithm="tpe"))
+    )
+    assert [len(g.trials) for g in made.groups] == [16, 1] * 2
+    assert set(made.later) == {"mlp@digits", "mlp@wine"}

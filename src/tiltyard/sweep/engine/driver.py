@@ -18,10 +18,11 @@ from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, TrialUpdate
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.layout import Layout
+from tiltyard.sweep.engine.purse import Purse
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
 from tiltyard.sweep.engine.worker import Post, train_pack
 from tiltyard.sweep.halving import Machine, PackDone, PackLost, PackStopped, StartPack, TimeUp
-from tiltyard.sweep.plan import Plan, Trial
+from tiltyard.sweep.plan import Group, Plan, Trial
 
 MAX_PACK_FAILURES = 2
 """A pack whose process dies is run again this often; then its members are failed with the reason."""
@@ -60,6 +61,7 @@ class SweepDriver:
         watch: Told how it goes, at each turn of the loop.
         on_end: Told which trials ended.
         stop_requested: Why to stop, or None.
+        grow: Draws the next generation of learning searches whose last one has ended; the new groups.
     """
 
     def __init__(
@@ -75,16 +77,19 @@ class SweepDriver:
         watch: Watcher,
         on_end: OnEnd,
         stop_requested: Callable[[], str | None],
+        grow: Callable[[], Sequence[Group]] = tuple,
     ) -> None:
         self.experiment, self.layout, self.claim = experiment, layout, claim
         self._journal, self._machine, self._known = journal, machine, known
-        self._watch, self._on_end, self._stop_requested = watch, on_end, stop_requested
+        self._watch, self._on_end, self._stop_requested, self._grow = watch, on_end, stop_requested, grow
+        self._purse = Purse(experiment=experiment, journal=journal, claim=claim)
         self._trials = {t.cell: t for t in plan.trials}
         self._packs: dict[str, StartPack] = {}
         self._told: dict[str, str] = {}
         self._stopping: str | None = None
         self._started = self._renewed = time.monotonic()
-        self._all_epochs = experiment.search.max_epochs * len(self._trials)
+        self._all_epochs = experiment.search.max_epochs * plan.num_trials
+        self._journal_decisions()
         self._sync()
 
     @property
@@ -104,8 +109,10 @@ class SweepDriver:
 
     def next_pack(self) -> str | None:
         """Asks the machine and writes the pack's assignment before Ray Tune hears of it."""
-        start = self._machine.next()
+        start = self._machine.next(self._purse.may_start)
         if start is None:
+            if self._purse.closed() and not self._packs and not self._machine.done:
+                self._stop(self._purse.refused or "")
             return None
         self._packs[start.pack_id] = start
         assignment = self._assignment(start)
@@ -125,6 +132,11 @@ class SweepDriver:
             self._machine.report(PackStopped(pack_id, self._stopping or ""))
         else:
             self._machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
+        if not complete:
+            self._meter_last_attempt(pack_id)
+        self._purse.ended(pack_id)
+        if not self.stopping:
+            self._trials.update({t.cell: t for group in self._grow() for t in group.trials})
         self._journal_decisions()
         self._sync()
 
@@ -140,11 +152,15 @@ class SweepDriver:
             self._renewed = now
             self._journal.renew(self.claim)
         if self._stopping is None:
-            self._stopping = self._stop_requested() or self._over_budget(now)
-            if self._stopping is not None:
-                self._machine.report(TimeUp(self._stopping))
-                self._sync()
+            reason = self._stop_requested() or self._over_budget(now) or self._purse.tick()
+            if reason is not None:
+                self._stop(reason)
         self._watch(self.snapshot())
+
+    def _stop(self, reason: str) -> None:
+        self._stopping = reason
+        self._machine.report(TimeUp(reason))
+        self._sync()
 
     def snapshot(self) -> Tick:
         """Counts, and the best so far of each dataset."""
@@ -174,6 +190,14 @@ class SweepDriver:
         if limit is not None and now - self._started > limit:
             return f"the budget's wall time of {limit:g} s is used up"
         return None
+
+    def _meter_last_attempt(self, pack_id: str) -> None:
+        """Charges an attempt whose process was ended or died before it could charge itself."""
+        tried = [a for a in self._journal.attempts(self.claim.key) if a.pack_id == pack_id]
+        if tried and tried[-1].state == "running":
+            held_s, resources = time.time() - tried[-1].started, self.experiment.resources
+            cpu_s, gpu_s = held_s * resources.cpus, held_s * resources.gpus
+            self._journal.meter(key=self.claim.key, what="ended packs", wall_s=held_s, cpu_s=cpu_s, gpu_s=gpu_s)
 
     def _sync(self, cells: Sequence[str] | None = None) -> None:
         """Writes states that changed to the journal, and tells of trials that ended."""

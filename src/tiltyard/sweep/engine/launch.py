@@ -30,9 +30,10 @@ from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.packing import pack_size_for, shape_of
 from tiltyard.sweep.engine.worker import Post, import_paths
+from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.halving import Machine
 from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, finalists, leaderboard
-from tiltyard.sweep.plan import DatasetFacts, Plan, Trial, plan
+from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, plan
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord, drain_leftover
 
 
@@ -169,12 +170,15 @@ def launch(
     prepared, facts = prepare(settings, experiment, store)
     the_plan = plan(experiment, facts, code_digest=code_digest)
     check_models(the_plan.trials)
+    learning = _learning(experiment, the_plan, facts, code_digest)
     with Journal.open(settings.journal_uri) as journal:
+        if experiment.budget.team is not None:
+            journal.budgets.get(experiment.budget.team)  # says so where there is none, before anything starts
         claim = journal.claim(
             the_plan.key, experiment=experiment.name, spec=experiment.to_json(), owner=Owner.here(job)
         )
         layout = Layout(Storage(settings.storage_uri), the_plan.key)
-        work = _Launch(settings, experiment, the_plan, prepared, journal, claim, layout, watch)
+        work = _Launch(settings, experiment, the_plan, prepared, journal, claim, layout, watch, learning)
         if claim.outcome == "held":
             raise AlreadyClaimedError(_held(claim))
         if claim.outcome == "finished":
@@ -189,6 +193,17 @@ def launch(
             raise
 
 
+def _learning(
+    experiment: Experiment, the_plan: Plan, facts: Mapping[str, DatasetFacts], code_digest: str
+) -> Sequence[Generations]:
+    if not the_plan.later:
+        return ()
+    from tiltyard.sweep.engine.optuna_search import suggester_of
+
+    suggester = suggester_of(experiment.objective.direction)
+    return generations(experiment, the_plan, facts, code_digest=code_digest, suggester=suggester)
+
+
 def _held(claim: Claim) -> str:
     holder = claim.holder
     where = f"process {holder.pid} on {holder.host}" if holder else "another process"
@@ -196,6 +211,10 @@ def _held(claim: Claim) -> str:
         f"This very experiment (key {claim.key[:16]}) is running already: {where} holds it. Wanted: one at a time. "
         "Watch it (tiltyard runs), wait for it, or end it; the next start then goes on from what is finished."
     )
+
+
+def _whole(_: Group, trials: Sequence[Trial]) -> int:
+    return len(trials)
 
 
 class _Launch:
@@ -211,14 +230,19 @@ class _Launch:
         claim: Claim,
         layout: Layout,
         watch: Watch,
+        learning: Sequence[Generations] = (),
     ) -> None:
         self.settings, self.experiment, self.plan, self.prepared = settings, experiment, the_plan, prepared
         self.journal, self.claim, self.layout, self.watch = journal, claim, layout, watch
+        self._learning = learning
         self.started = time.time()
         self.curves = Curves(layout.storage)
         self._rungs = {group.name: group.rungs for group in the_plan.groups}
         rungs = {rung for group in the_plan.groups for rung in group.rungs}
         self.known = journal.cell_scores([t.cell for t in the_plan.trials], rungs)
+        self._by_cell = {t.cell: t for t in the_plan.trials}
+        if learning:  # the generations of earlier launches are suggested again, from what is known
+            self._grow(self._machine(_whole))
 
     def from_record(self) -> Outcome:
         """The answer of an earlier launch."""
@@ -241,7 +265,7 @@ class _Launch:
                     key=self.claim.key,
                     launch_id=self.claim.launch_id,
                     spec=self.experiment.to_json(),
-                    tags={"tiltyard.trials": str(len(self.plan.trials)), **self.experiment.tags},
+                    tags={"tiltyard.trials": str(self.plan.num_trials), **self.experiment.tags},
                 )
             )
             self._record_plan()
@@ -251,7 +275,42 @@ class _Launch:
                 return self._stopped(driver, tracker)
             return self._finish(driver, tracker, store)
 
+    def _machine(self, pack_size: Callable[[Group, Sequence[Trial]], int]) -> Machine:
+        objective = self.experiment.objective
+        return Machine(
+            self.plan.groups,
+            metric=objective.metric,
+            mode=objective.direction,
+            also=objective.also,
+            pack_size=pack_size,
+            shape=shape_of,
+            known=self.known,
+        )
+
+    def _grow(self, machine: Machine) -> list[Group]:
+        """Takes in the next generation of each learning search whose last one has ended, as often as results are known."""
+        new = []
+        for search in self._learning:
+            while (group := search.next(machine.state_of)) is not None:
+                self.known.update(self.journal.cell_scores([t.cell for t in group.trials], group.rungs))
+                self._by_cell.update({t.cell: t for t in group.trials})
+                self._rungs[group.name] = group.rungs
+                machine.add(group)
+                new.append(group)
+        self.plan = self.plan.grown(new)
+        return new
+
+    def _grow_and_record(self, machine: Machine) -> list[Group]:
+        new = self._grow(machine)
+        if new:
+            self._record_trials([t for group in new for t in group.trials])
+        return new
+
     def _record_plan(self) -> None:
+        self._record_trials(self.plan.trials)
+        self.layout.storage.write_json(self.layout.plan, {"schema_version": 1, "spec": self.experiment.to_json()})
+
+    def _record_trials(self, trials: Sequence[Trial]) -> None:
         self.journal.add_trials(
             self.claim,
             [
@@ -268,28 +327,20 @@ class _Launch:
                     seed=t.seed,
                     data_seed=t.data_seed,
                 )
-                for t in self.plan.trials
+                for t in trials
             ],
         )
-        self.layout.storage.write_json(self.layout.plan, {"schema_version": 1, "spec": self.experiment.to_json()})
 
     def _sweep(self, tracker: Tracker, request: Callable[[], str | None]) -> SweepDriver:
-        objective, resources = self.experiment.objective, self.experiment.resources
+        resources = self.experiment.resources
         device = "cuda" if resources.gpus else "cpu"
         self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
         ray_runtime.ensure_ray()
         slots = ray_runtime.slots(resources.cpus, resources.gpus)
         slots = min(slots, resources.max_concurrent or slots)
-        machine = Machine(
-            self.plan.groups,
-            metric=objective.metric,
-            mode=objective.direction,
-            also=objective.also,
-            pack_size=pack_size_for(resources, slots=slots, groups=len(self.plan.groups), device=device),
-            shape=shape_of,
-            known=self.known,
+        machine = self._machine(
+            pack_size_for(resources, slots=slots, groups=self.plan.side_by_side, device=device),
         )
-        by_cell = {t.cell: t for t in self.plan.trials}
         driver = SweepDriver(
             plan=self.plan,
             experiment=self.experiment,
@@ -299,8 +350,9 @@ class _Launch:
             machine=machine,
             known=self.known,
             watch=self.watch.tick,
-            on_end=lambda cells: self._track(tracker, [by_cell[c] for c in cells], machine),
+            on_end=lambda cells: self._track(tracker, [self._by_cell[c] for c in cells], machine),
             stop_requested=request,
+            grow=lambda: self._grow_and_record(machine),
         )
         self.machine = machine
         if not driver.done:

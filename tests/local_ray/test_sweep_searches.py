@@ -1,0 +1,128 @@
+"""HyperBand, TPE and budgets through the engine on a real Ray: what is asked for is what happens, and a resume agrees."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sweeps
+
+from tiltyard.errors import BudgetExceededError
+from tiltyard.experiment import Budget, Experiment, Halving, Hyperband, Search
+from tiltyard.journal import Journal
+from tiltyard.settings import Settings
+from tiltyard.sweep.engine.driver import Tick
+from tiltyard.sweep.engine.launch import Silent
+from tiltyard.types import DatasetRef
+
+pytestmark = pytest.mark.ray
+
+TPE = Search(trials=10, algorithm="tpe", generation=4, halving=Halving(rungs=(1, 2), keep=1 / 2), finalists=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return sweeps.commit_small_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def settings(ray_session: None, tmp_path: Path, data: str) -> Settings:
+    return sweeps.settings_at(tmp_path, data)
+
+
+@pytest.fixture
+def journal(settings: Settings) -> Iterator[Journal]:
+    settings.ensure_home()
+    with Journal.open(settings.journal_uri) as opened:
+        yield opened
+
+
+def on_rings(**changes: Any) -> Experiment:
+    fields = {"variants": (sweeps.MLP,), "datasets": (DatasetRef("rings"),), **changes}
+    return sweeps.experiment(**fields)
+
+
+class StopAfter(Silent):
+    """Presses Ctrl-C once so many trials have ended."""
+
+    def __init__(self, ended: int) -> None:
+        self.ended = ended
+
+    def tick(self, tick: Tick) -> None:
+        if sum(n for state, n in tick.states.items() if state in {"done", "stopped"}) >= self.ended:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.ended = 10**9
+
+
+def test_sweep_with_hyperband_runs_every_bracket_and_compares_across_them(settings: Settings, journal: Journal) -> None:
+    outcome = sweeps.run_launch(settings, on_rings(search=Search(trials=8, halving=Hyperband(max_epochs=4, eta=2))))
+    assert outcome.state == "finished"
+    rows = outcome.leaderboard.tables["rings"]
+    assert {r.name.split("/")[1] for r in rows} == {"b0", "b1", "b2"}
+    done = [r for r in rows if r.state == "done"]
+    assert {r.epoch for r in done} == {4}
+    assert rows[: len(done)] == tuple(done)
+    assert len({r.name.split("/")[1] for r in done}) == 3
+    rungs = Counter(d.subject for d in journal.decisions(kind="rung"))
+    assert rungs == {"mlp@rings/b2": 3, "mlp@rings/b1": 2, "mlp@rings/b0": 1}
+
+
+def test_sweep_with_tpe_interrupted_and_resumed_ends_as_the_undisturbed(
+    settings: Settings, journal: Journal, tmp_path: Path, data: str
+) -> None:
+    wanted = on_rings(search=TPE)
+    undisturbed = sweeps.run_launch(settings, wanted)
+    assert undisturbed.plan.num_trials == len(undisturbed.plan.trials) == 10
+    rows = journal.trials(undisturbed.claim.key)
+    assert Counter(r.group for r in rows) == {"mlp@rings": 4, "mlp@rings/g1": 4, "mlp@rings/g2": 2}
+    assert {r.state for r in rows} <= {"done", "stopped", "failed"}
+    again = sweeps.run_launch(settings, wanted)
+    assert again.state == "reused"
+    assert sweeps.standings(again.leaderboard) == sweeps.standings(undisturbed.leaderboard)
+    assert {t.cell for t in again.plan.trials} == {r.cell for r in rows}
+
+    elsewhere = sweeps.settings_at(tmp_path / "elsewhere", data)
+    assert sweeps.run_launch(elsewhere, wanted, StopAfter(5)).state == "stopped"
+    with Journal.open(elsewhere.journal_uri) as record:
+        assert len(record.trials(undisturbed.claim.key)) in {4, 8, 10}
+    resumed = sweeps.run_launch(elsewhere, wanted)
+    assert sweeps.standings(resumed.leaderboard) == sweeps.standings(undisturbed.leaderboard)
+
+
+def test_sweep_with_a_budget_of_cpu_hours_ends_what_runs_when_it_is_used_up(
+    settings: Settings, journal: Journal
+) -> None:
+    limit_s = 8.0
+    endless = Search(trials=4, epochs=10**6)
+    outcome = sweeps.run_launch(settings, on_rings(search=endless, budget=Budget(cpu_hours=limit_s / 3600)))
+    assert outcome.state == "stopped"
+    assert outcome.reason is not None
+    assert "The budget of this experiment" in outcome.reason
+    spent = journal.spend(outcome.claim.key).cpu_s
+    assert limit_s - 4 < spent < limit_s + 4, f"{spent:.1f} s: a reserve below, or more than a teardown above"
+    assert Counter(r.state for r in outcome.results) == {"interrupted": 4}
+
+
+def test_sweep_charged_to_a_team_settles_what_it_used(settings: Settings, journal: Journal) -> None:
+    wanted = on_rings(budget=Budget(team="vision"), search=Search(trials=2, epochs=1))
+    with pytest.raises(BudgetExceededError, match="tiltyard budget set vision"):
+        sweeps.run_launch(settings, wanted)
+    assert journal.launches() == []
+    journal.budgets.set("vision", limit_cpu_s=600, limit_gpu_s=None)
+    outcome = sweeps.run_launch(settings, wanted)
+    assert outcome.state == "finished"
+    now = journal.budgets.get("vision")
+    assert now.reserved.cpu_s == 0
+    assert now.spent.cpu_s == pytest.approx(journal.spend(outcome.claim.key).cpu_s)
+    assert now.spent.cpu_s > 0
+    journal.budgets.set("vision", limit_cpu_s=now.spent.cpu_s, limit_gpu_s=None)
+    refused = sweeps.run_launch(settings, wanted.with_options(seed=1))
+    assert refused.state == "stopped"
+    assert refused.reason is not None
+    assert "team 'vision' has 0.0 CPU-s free" in refused.reason
+    assert {r.state for r in refused.results} == {"interrupted"}
