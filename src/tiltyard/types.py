@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from tiltyard.errors import SpecError
 
-NAME_PATTERN = re.compile(r"^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$")
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 """Names of experiments, variants and datasets; they become file and alias names."""
 
 
@@ -84,7 +84,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
         SpecError: If the name is empty, longer than 100 characters, or has other characters than NAME_PATTERN's.
     """
-    if len(name) > 100 or not NAME_PATTERN.match(name):
+    if len(name) > 100 or not NAME_PATTERN.fullmatch(name):
         raise SpecError(
             f"{what} {name!r} is not a name Tiltyard can use. Wanted: 1 to 100 lower case letters, digits, "
             "'.', '_' or '-', starting and ending with a letter or digit. Rename it."

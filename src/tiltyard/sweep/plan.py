@@ -122,7 +122,8 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
     later: dict[str, int] = {}
     for place, ref in enumerate(experiment.datasets):
         for variant, n in zip(experiment.variants, _shares(experiment, place).values(), strict=True):
-            drawn = min(n, experiment.search.generation) if experiment.search.learns else n
+            points = len(experiment.search.points.get(variant.name, ()))
+            drawn = min(n, max(points, experiment.search.generation)) if experiment.search.learns else n
             groups += _groups(experiment, variant, facts[ref.name], drawn, code_digest)
             if n > drawn:
                 later[f"{variant.name}@{ref.name}"] = n - drawn

@@ -333,3 +333,11 @@ def test_plan_of_a_learning_search_without_a_space_has_nothing_to_come() -> None
     )
     assert [len(g.trials) for g in made.groups] == [16, 1] * 2
     assert set(made.later) == {"mlp@digits", "mlp@wine"}
+
+
+def test_plan_of_a_learning_search_tries_every_point_in_the_first_generation() -> None:
+    points = tuple({"lr": i / 10} for i in range(5))
+    search = Search(trials=9, epochs=1, algorithm="tpe", generation=2, points={"mlp": points})
+    made = planned(experiment(variants=(variant(),), search=search))
+    assert [t.config for t in made.groups[0].trials] == list(points)
+    assert made.later == {"mlp@digits": 4, "mlp@wine": 4}
