@@ -67,6 +67,7 @@ def versus(
         theirs = workers.all(work.loop_work, fastest, per=lambda i: (i * share, few))
         apart = max(abs(a - b) for o, t in zip(ours, theirs, strict=True) for a, b in zip(o[1], t[1], strict=True))
         bound = workers.all(work.ceilings, min(64, share)) if problem != "cnn" else []
+        wide = statistics.mean(workers.all(work.gflops_of_a_product))
     told = ", ".join(f"{k} {v:.1f} s" for k, v in loops.items()) + (f"; compiled: {why}" if why else "")
     note = f"{told} for all {trials} (from {sample} trials). "
     note += f"Validation accuracies of those {sample}: at most {apart:.4f} apart. "
@@ -77,6 +78,13 @@ def versus(
         note += (
             f"Bound: the products alone {products:.2f} s ({gflops:.0f} GFLOP/s a core) and Adam's one pass {update:.2f} s, "
             f"{100 * (products + update) / packed:.0f}% of what was taken."
+        )
+    if problem == "cnn":
+        of = work.problem(problem)
+        done = work.flops_of_a_step(of) * of.steps * share / packed / 1e9
+        note += (
+            f"Bound by arithmetic: {done:.0f} GFLOP/s a core in convolutions and products, of {wide:.0f} that a large matrix "
+            "product reaches; the loop's convolutions are as large, so there is little overhead to take away."
         )
     if aim is not None:
         note += f" Wanted: {aim:g}x."
@@ -98,7 +106,7 @@ def logistic() -> Iterable[Figure]:
 
 def largest() -> Iterable[Figure]:
     """Where arithmetic rules: four members of a 64-1024-1024-10 MLP in each process."""
-    yield from versus("pack_largest_vs_alone", "largest", trials=8, sample=8, aim=1.0, chunk=4)
+    yield from versus("pack_largest_vs_alone", "largest", trials=8, sample=8, aim=1.0)
 
 
 def cnn() -> Iterable[Figure]:

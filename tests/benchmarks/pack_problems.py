@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tiltyard.training import Member, Pack, PackSpec, build_module
+from tiltyard.training import Member, Pack, PackSpec, build_module, sizing
 from tiltyard.types import Task
 
 BATCH = 64
@@ -45,12 +45,13 @@ def problem(name: str, *, device: str = "cpu") -> Problem:
     """``mlp``, ``logistic``, ``largest`` or ``cnn``."""
     from sklearn.datasets import load_breast_cancer, load_digits
 
-    model, args, epochs, batch = {
-        "mlp": ("mlp", {"hidden": (64, 32)}, 20, BATCH),
-        "logistic": ("logistic", {}, 20, BATCH),
-        "largest": ("mlp", {"hidden": (1024, 1024)}, 2, BATCH),
-        "cnn": ("cnn", {"image": (1, 8, 8), "channels": (16, 32)}, 2, BATCH),
-    }[name]
+    known: dict[str, tuple[str, dict[str, Any], int]] = {
+        "mlp": ("mlp", {"hidden": (64, 32)}, 20),
+        "logistic": ("logistic", {}, 20),
+        "largest": ("mlp", {"hidden": (1024, 1024)}, 2),
+        "cnn": ("cnn", {"image": (1, 8, 8), "channels": (16, 32)}, 2),
+    }
+    model, args, epochs = known[name]
     x, y = (load_breast_cancer if name == "logistic" else load_digits)(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     x = ((x - x.mean(0)) / (x.std(0) + 1e-8)).astype(np.float32)[order]
@@ -65,14 +66,14 @@ def problem(name: str, *, device: str = "cpu") -> Problem:
         input_shape=(x.shape[1],),
         num_outputs=classes,
         optimizer="adamw",
-        batch_size=batch,
+        batch_size=BATCH,
         total_epochs=epochs,
     )
     made = []
     for epoch in range(epochs):
-        order = torch.randperm(cut, generator=torch.Generator().manual_seed(epoch)).to(device)
-        xs, ys = train_x[order], train_y[order]
-        made.append([(xs[i : i + batch], ys[i : i + batch]) for i in range(0, cut, batch)])
+        rows = torch.randperm(cut, generator=torch.Generator().manual_seed(epoch)).to(device)
+        xs, ys = train_x[rows], train_y[rows]
+        made.append([(xs[i : i + BATCH], ys[i : i + BATCH]) for i in range(0, cut, BATCH)])
     return Problem(spec, made, torch.from_numpy(x[cut:]).to(device), torch.from_numpy(y[cut:]).to(device))
 
 
@@ -117,12 +118,17 @@ class Loop:
     def _parts(self, m: Member) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], Any], float]:
         module = build_module(self.of.spec, seed=m.seed).to(self.device)
         if self.kind != "compiled":
-            how = {"plain": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}[self.kind]
-            optimizer = torch.optim.AdamW(module.parameters(), lr=m.lr, weight_decay=m.weight_decay, **how)
-            return module, optimizer, optimizer.step, 1.0
+            plain = torch.optim.AdamW(
+                module.parameters(),
+                lr=m.lr,
+                weight_decay=m.weight_decay,
+                foreach=None if self.kind == "fused" else self.kind == "foreach",
+                fused=self.kind == "fused" or None,
+            )
+            return module, plain, plain.step, 1.0
         if self._shared is None:
-            optimizer = torch.optim.AdamW(module.parameters(), lr=torch.tensor(m.lr), weight_decay=0.0)
-            self._shared = module, optimizer, torch.compile(optimizer.step)
+            adamw = torch.optim.AdamW(module.parameters(), lr=torch.tensor(m.lr), weight_decay=0.0)
+            self._shared = module, adamw, torch.compile(adamw.step)
         shared, optimizer, step = self._shared
         shared.load_state_dict(module.state_dict())
         optimizer.param_groups[0]["lr"].fill_(m.lr)
@@ -230,7 +236,18 @@ def ceilings(chunk: int) -> dict[str, float]:
     return found | {"gflops": flops / found["products"] / 1e3}
 
 
-def _best_us(work: Callable[[], None]) -> float:
+def flops_of_a_step(of: Problem) -> int:
+    """Floating-point operations of one member's step, forward and backward."""
+    return sizing.shape_of(of.spec, build_module(of.spec, seed=0)).flops
+
+
+def gflops_of_a_product() -> float:
+    """What a product of two 1024 x 1024 matrices reaches on this process's one thread, now."""
+    a, b, out = torch.randn(1024, 1024), torch.randn(1024, 1024), torch.empty(1024, 1024)
+    return 2 * 1024**3 / _best_us(lambda: torch.mm(a, b, out=out)) / 1e3
+
+
+def _best_us(work: Callable[[], object]) -> float:
     """Microseconds, the median of nine runs of some ten milliseconds each."""
     work()
     start = time.perf_counter()

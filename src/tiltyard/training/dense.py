@@ -81,7 +81,9 @@ def plan(module: nn.Module) -> tuple[Part, ...] | None:
             if not value.requires_grad or id(value) in seen or value.dtype is not torch.float32:
                 return None
             seen.add(id(value))
-    layers = list(module.named_children())
+    layers = list(module._modules.items())  # named_children leaves out what comes twice
+    if len({id(layer) for _, layer in layers}) < len(layers):
+        return None
     if type(layers[0][1]) is nn.Flatten and layers[0][1].start_dim == 1 and layers[0][1].end_dim == -1:
         layers = layers[1:]
     parts = _parts(layers, "", [0])

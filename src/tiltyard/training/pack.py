@@ -7,6 +7,8 @@ nothing but, at most, the order of floating-point sums inside a matrix product; 
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -93,6 +95,7 @@ class Pack:
         device: str = "cpu",
         chunk: int | None = None,
         threads: int | None = None,
+        sizes: sizing.Sizes | None = None,
     ) -> None:
         self.spec, self.members, self.device = spec, tuple(members), torch.device(device)
         _check_members(spec, self.members)
@@ -100,16 +103,18 @@ class Pack:
         parts = dense.plan(module)
         self._check_model(module, parts)
         self._model = Model(spec, template(module).to(self.device), parts, Layout(trained(module)))
-        self._chunk_asked = chunk
+        self._chunk_asked, self._sizes = chunk, sizes
         shape = sizing.Shape.of(spec, self._model.layout, self._model.template, parts)
         if chunk is not None and chunk < 1:
             raise TrainingError(f"A chunk of {chunk} members; wanted 1 or more, or None to have it chosen.")
-        self.chunk = min(chunk or sizing.chunk_for(shape, self.device.type), len(self.members))
+        self.chunk = min(chunk or sizing.chunk_for(shape, self.device.type, sizes), len(self.members))
         self.threads = threads or sizing.threads_for(shape, self.chunk)
         sizing.check_fits(shape, len(self.members), self.chunk, self.device)
         self.epoch, self.step = 0, 0
         self._failed: dict[str, str] = {}
         self._chunks: list[Chunk] = []
+        self._held: tuple[Member, ...] = self.members
+        self._live: list[int] | None = None
 
     @classmethod
     def create(
@@ -120,6 +125,7 @@ class Pack:
         device: str = "cpu",
         chunk: int | None = None,
         threads: int | None = None,
+        sizes: sizing.Sizes | None = None,
     ) -> Pack:
         """A pack at epoch 0, each member initialised under its own seed.
 
@@ -130,6 +136,7 @@ class Pack:
             chunk: Most members that step together in memory; None chooses from shapes and the kind of device. It changes
                 how fast members step, not their results.
             threads: CPU threads; None chooses from the work of a step, at most those that torch has now.
+            sizes: What this kind of device likes, from `calibrate`; None takes what is shipped.
 
         Raises:
             TrainingError: If there are no members, two of one name, or one whose values do not fit the model.
@@ -137,7 +144,7 @@ class Pack:
             UnpackableError: If it cannot be packed; the reasons are in the message.
             MachineError: If it needs more memory than there is.
         """
-        pack = cls(spec, members, device=device, chunk=chunk, threads=threads)
+        pack = cls(spec, members, device=device, chunk=chunk, threads=threads, sizes=sizes)
         params = torch.empty((len(members), pack._model.layout.num_params))
         extra: dict[str, list[Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
@@ -178,7 +185,7 @@ class Pack:
 
     def _fill(self, params: Tensor, moments: Mapping[str, Tensor], extra: Stacked) -> None:
         """Lays rows out as chunks; all have one row a member, parameters in the order of the model."""
-        self._chunks = []
+        self._chunks, self._held, self._live = [], self.members, None
         for start, end in pairwise([*range(0, len(self.members), self.chunk), len(self.members)]):
             at = slice(start, end)
             self._chunks.append(
@@ -238,7 +245,7 @@ class Pack:
     def _run(self, window: Sequence[Batch], steps_per_epoch: int) -> Array:
         """Losses ``(steps, K)``."""
         steps = np.arange(self.step, self.step + len(window))
-        lr = rates(self.members, steps, steps_per_epoch, self.spec.total_epochs)
+        lr = rates(self._held, steps, steps_per_epoch, self.spec.total_epochs)
         losses, at = [], 0
         mode = torch.inference_mode() if self._model.parts is not None else torch.no_grad()
         with mode:
@@ -246,7 +253,8 @@ class Pack:
                 own = slice(at, at + len(chunk.members))
                 losses.append(chunk.run(window, lr[:, own], self.step + 1))
                 at = own.stop
-            return torch.cat(losses, dim=1).double().cpu().numpy()
+            found: Array = torch.cat(losses, dim=1).double().cpu().numpy()
+        return found if self._live is None else found[:, self._live]
 
     def _note_failures(self, losses: Array) -> None:
         bad = ~np.isfinite(losses)
@@ -289,7 +297,7 @@ class Pack:
 
     def predict(self, x: Tensor) -> Tensor:
         """Outputs of every member, ``(K, rows, outputs)``, without dropout or noise."""
-        found = torch.empty((len(self.members), self.spec.num_outputs, len(x)), device=self.device)
+        found = torch.empty((len(self._held), self.spec.num_outputs, len(x)), device=self.device)
         stack = self._model.parts is not None
         step = self.spec.batch_size if stack else max(self.spec.batch_size, PREDICT_ROWS)
         with sizing.threads(self.threads), torch.inference_mode() if stack else torch.no_grad():
@@ -301,7 +309,7 @@ class Pack:
                 for rows, part in zip(slices, parts, strict=True):
                     chunk.predict(part, own[:, :, rows])
                 at += len(chunk.members)
-        return found.transpose(1, 2)
+        return (found if self._live is None else found[self._live]).transpose(1, 2)
 
     def _rows_of(self, x: Tensor, fill: int) -> Tensor:
         """Rows as chunks read them; a stack's are filled up to a batch, whose memory it has already."""
@@ -332,7 +340,8 @@ class Pack:
         did not see, or as a `MaskedInput` around any other model.
         """
         i = self._index(name)
-        chunk, at = self._chunks[i // self.chunk], i % self.chunk
+        held = i if self._live is None else self._live[i]
+        chunk, at = self._chunks[held // self.chunk], held % self.chunk
         module = build_module(self.spec, seed=0)
         values = chunk.params()[at].cpu()
         state: dict[str, Tensor] = {n: e[at].cpu().clone() for n, e in chunk.extra().items()}
@@ -353,6 +362,32 @@ class Pack:
         return MaskedInput(module, seen).eval()
 
     # -- leaving and joining ------------------------------------------------------------------------------------------
+
+    @property
+    def held(self) -> int:
+        """Members that take up memory: those that are here, and those that have left since the pack was last compacted."""
+        return len(self._held)
+
+    def leave(self, names: Sequence[str]) -> None:
+        """Takes members out of this pack, in place; the others go on as if nothing had happened.
+
+        Their memory is given up when those that stay fit a smaller size of the ladder (`sizing.ladder`); until then they
+        step along unseen. So shapes change a few times in the life of a pack, not at every departure.
+
+        Raises:
+            TrainingError: If a name is not in the pack, or nobody would stay.
+        """
+        gone = {self._index(n) for n in names}
+        stay = [i for i in range(len(self.members)) if i not in gone]
+        if not stay:
+            raise TrainingError(f"All {len(self.members)} members would leave; a pack of no members cannot be.")
+        live = stay if self._live is None else [self._live[i] for i in stay]
+        left = {self.members[i].name for i in gone}
+        self._failed = {n: r for n, r in self._failed.items() if n not in left}
+        self.members, self._live = tuple(self.members[i] for i in stay), live
+        if sizing.ladder(len(live)) < sizing.ladder(len(self._held)):
+            rows = self._rows()
+            self._fill(rows.params, rows.moments, rows.extra)
 
     def keep(self, names: Sequence[str]) -> Pack:
         """A pack of these members alone, in this order.
@@ -399,17 +434,25 @@ class Pack:
         return pack
 
     def _like(self, members: Sequence[Member]) -> Pack:
-        pack = Pack(self.spec, members, device=str(self.device), chunk=self._chunk_asked, threads=self.threads)
+        pack = Pack(
+            self.spec,
+            members,
+            device=str(self.device),
+            chunk=self._chunk_asked,
+            threads=self.threads,
+            sizes=self._sizes,
+        )
         pack.epoch, pack.step = self.epoch, self.step
         return pack
 
     def _rows(self) -> _Rows:
         moments = [c.moments() for c in self._chunks]
         extra = [c.extra() for c in self._chunks]
+        live = slice(None) if self._live is None else self._live
         return _Rows(
-            torch.cat([c.params() for c in self._chunks]),
-            {n: torch.cat([m[n] for m in moments]) for n in moments[0]},
-            {n: torch.cat([e[n] for e in extra]) for n in extra[0]},
+            torch.cat([c.params() for c in self._chunks])[live],
+            {n: torch.cat([m[n] for m in moments])[live] for n in moments[0]},
+            {n: torch.cat([e[n] for e in extra])[live] for n in extra[0]},
         )
 
     # -- on disk ------------------------------------------------------------------------------------------------------
@@ -472,6 +515,38 @@ class Pack:
 
     def _index(self, name: str) -> int:
         return _place({m.name: i for i, m in enumerate(self.members)}, name)
+
+
+def calibrate(spec: PackSpec, *, device: str = "cpu", most: int = 1024, seconds: float = 0.3) -> sizing.Sizes:
+    """Measures where members per second stop rising for packs of these, on this machine; for a quiet moment, once.
+
+    Args:
+        spec: Of packs as they are usual here.
+        device: A torch device.
+        most: The largest chunk to try.
+        seconds: Of measuring each size.
+    """
+    rows = torch.zeros((spec.batch_size, *spec.input_shape))
+    classes = spec.task in {Task.BINARY, Task.MULTICLASS}
+    labels = (
+        torch.zeros(spec.batch_size, dtype=torch.int64) if classes else torch.zeros(spec.batch_size, spec.num_outputs)
+    )
+
+    def members_per_second(chunk: int) -> float:
+        members = [Member(name=str(i), seed=i) for i in range(chunk)]
+        pack = Pack.create(spec, members, device=device, chunk=chunk)
+        batches = [(rows, labels)] * 8
+        pack.train_epoch(batches)
+        begun, steps = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            pack.train_epoch(batches)
+            steps += len(batches)
+        return steps * chunk / (time.perf_counter() - begun)
+
+    shape = sizing.shape_of(spec, build_module(spec, seed=0))
+    kind = torch.device(device).type
+    told = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor() or platform.machine()
+    return sizing.calibrate(members_per_second, shape, kind, most=most, told=f"{told}: {spec.model}")
 
 
 class _Rows:

@@ -8,9 +8,10 @@ bytes; `calibrate` measures it anew for a kind of device, once, outside of any s
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from tiltyard.training import dense
 from tiltyard.training.layout import Layout
 from tiltyard.training.optimizers import MOMENTS
 from tiltyard.training.spec import PackSpec
-from tiltyard.training.vmapped import Stacked, carried
+from tiltyard.training.vmapped import Stacked, carried, template, trained
 
 FLOAT = 4
 
@@ -132,7 +133,9 @@ def _saved_by(spec: PackSpec, template: nn.Module) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), counter:
         out = vmap(one, randomness="different")(stacked, carried_by)
         out.sum().backward()  # type: ignore[no-untyped-call]
-    return sum(saved.values()) // 2 + 4 * out.numel() * FLOAT // 2, counter.get_total_flops() // 2
+    # besides what is saved: the gradient that is on its way back, as large as the largest of it
+    on_its_way = max(saved.values(), default=0)
+    return (sum(saved.values()) + on_its_way + 4 * out.numel() * FLOAT) // 2, counter.get_total_flops() // 2
 
 
 def ladder(count: int) -> int:
@@ -180,6 +183,12 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def shape_of(spec: PackSpec, module: nn.Module) -> Shape:
+    """Bytes and work of a member of a pack of these, to ask the functions here before a pack is made."""
+    own = template(module)
+    return Shape.of(spec, Layout(trained(module)), own, dense.plan(module))
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +196,7 @@ def estimate_bytes(shape: Shape, members: int, chunk: int) -> int:
     """What a pack of these members will hold at its peak, before anything is allocated; right within a fifth.
 
     Parameters, gradients, moments and the buffers of a stack's layers are held for all members; what autograd saves for
-    one chunk at a time.
+    one chunk at a time. What an allocator keeps of memory that was given back is not in it.
     """
     chunk = min(chunk, members)
     always = shape.params * (1 + shape.states) + shape.extra
@@ -246,3 +255,59 @@ def check_fits(shape: Shape, members: int, chunk: int, device: torch.device) -> 
 
 def _size(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------
+
+STILL_RISING = 1.05
+"""A chunk twice as large must bring this much more, or the smaller one is enough."""
+
+
+def calibrate(
+    steps_per_second: Callable[[int], float], shape: Shape, kind: str, *, most: int = 1024, told: str = ""
+) -> Sizes:
+    """Where do members per second stop rising? Measured once for a kind of device, never in a sweep.
+
+    Args:
+        steps_per_second: Members' steps a second in chunks of so many members; `tiltyard.training.calibrate` gives one.
+        shape: Of the members that are measured.
+        kind: Of device.
+        most: The largest chunk to try.
+        told: What is measured on, for the record.
+
+    Returns:
+        The sizes for this kind of device; write them with `write_sizes`.
+    """
+    best_chunk, best = 1, steps_per_second(1)
+    chunk = 2
+    while chunk <= most:
+        found = steps_per_second(chunk)
+        if found > best * STILL_RISING:
+            best_chunk, best = chunk, found
+        elif chunk >= 4 * best_chunk:
+            break
+        chunk *= 2
+    return Sizes(kind=kind, chunk_bytes=best_chunk * shape.bytes, most=most, measured_on=told)
+
+
+def write_sizes(path: Path, sizes: Sizes) -> None:
+    """Writes them as JSON, over what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps({"schema_version": 1, **asdict(sizes)}, indent=1))
+    os.replace(new, path)
+
+
+def read_sizes(path: Path) -> Sizes:
+    """Reads what `write_sizes` wrote.
+
+    Raises:
+        MachineError: If it is not there or a newer Tiltyard wrote it.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MachineError(f"No sizes in {path}: {error}. Calibrate this kind of device again.") from error
+    if data.pop("schema_version", None) != 1:
+        raise MachineError(f"The sizes in {path} are of another schema than 1. Calibrate this kind of device again.")
+    return Sizes(**data)

@@ -324,3 +324,115 @@ def user_models(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_refusal_is_for_the_user_to_read() -> None:
     assert issubclass(TrainingError, TiltyardError)
     assert issubclass(UnpackableError, TiltyardError)
+
+
+# -- members that leave ----------------------------------------------------------------------------------------------
+
+
+def test_members_that_leave_change_nothing_for_those_that_stay(multiclass: Any, params_of: Any, tmp_path: Path) -> None:
+    whole, leaving = pack_of(multiclass, 9), pack_of(multiclass, 9)
+    held = [leaving.held]
+    for epoch, gone in enumerate((["m1"], ["m0", "m8"], ["m4", "m5", "m6"])):
+        expected, found = whole.train_epoch(multiclass.batches(epoch)), leaving.train_epoch(multiclass.batches(epoch))
+        at = [i for i, m in enumerate(whole.members) if m.name in {n.name for n in leaving.members}]
+        assert np.array_equal(expected[at], found)
+        leaving.leave(gone)
+        held.append(leaving.held)
+    assert [m.name for m in leaving.members] == ["m2", "m3", "m7"]
+    assert held == [9, 8, 6, 3], "8 are held from the rung of 8 on, 6 from that of 6, 3 from that of 3"
+    x, y = multiclass.rows(20, 3)
+    scored = whole.score(x, y, ["log_loss"])["log_loss"][[2, 3, 7]]
+    assert np.array_equal(leaving.score(x, y, ["log_loss"])["log_loss"], scored)
+    leaving.save(tmp_path)
+    back = Pack.load(tmp_path)
+    for name in ("m2", "m3", "m7"):
+        assert torch.equal(params_of(leaving, name), params_of(whole, name))
+        assert torch.equal(params_of(back, name), params_of(whole, name))
+
+
+def test_members_that_have_left_stay_in_memory_until_a_smaller_size_holds_the_rest(multiclass: Any) -> None:
+    pack = pack_of(multiclass, 8)
+    pack.leave(["m3"])
+    assert (len(pack.members), pack.held) == (7, 8)
+    pack.train_epoch(multiclass.batches())
+    assert pack.predict(multiclass.rows(3, 1)[0]).shape == (7, 3, 5)
+    kept = pack.keep(["m7", "m4"])
+    assert (len(kept.members), kept.held) == (2, 2)
+    with pytest.raises(TrainingError, match="m3"):
+        pack.extract("m3")
+    with pytest.raises(TrainingError, match="All 7 members would leave"):
+        pack.leave([m.name for m in pack.members])
+
+
+def test_member_that_diverged_and_left_is_no_failure_any_more(multiclass: Any) -> None:
+    pack = Pack.create(multiclass.spec("mlp"), [Member(name="ok", seed=1), Member(name="bad", seed=1, lr=1e38)])
+    pack.train_epoch(multiclass.batches())
+    assert list(pack.failures()) == ["bad"]
+    pack.leave(["bad"])
+    pack.train_epoch(multiclass.batches(1))
+    assert pack.failures() == {}
+
+
+# -- shapes at the edge ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+@pytest.mark.parametrize(("features", "outputs", "rows"), [(1, 1, 1), (3, 1, 5), (1, 3, 1), (2, 2, 7)])
+def test_member_of_the_smallest_shapes_is_the_same_alone_and_packed(
+    model: str, features: int, outputs: int, rows: int, params_of: Any
+) -> None:
+    """A product with a vector goes another way through the library when it is alone."""
+    draw = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.randn(n, features, generator=draw), torch.randn(n, outputs, generator=draw)) for n in (rows, rows, 1)
+    ]
+    spec = PackSpec(
+        model=model,
+        model_args={} if model == "linear" else {"hidden": (1, 3)},
+        task=Task.REGRESSION,
+        input_shape=(features,),
+        num_outputs=outputs,
+        batch_size=rows,
+        total_epochs=2,
+    )
+    own = [Member(name=f"m{i}", seed=i, lr=0.01 * (i + 1), clip_norm=1.0) for i in range(5)]
+    together = Pack.create(spec, own)
+    together.train_epoch(batches)
+    for member in own:
+        alone = Pack.create(spec, [member])
+        alone.train_epoch(batches)
+        assert torch.equal(params_of(alone, member.name), params_of(together, member.name))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam", "adamw"])
+def test_large_member_updated_by_itself_agrees_with_plain_torch(
+    optimizer: str, multiclass: Any, alone: Any, params_of: Any
+) -> None:
+    spec = multiclass.spec("mlp", model_args={"hidden": (256, 256)}, optimizer=optimizer)
+    own = [
+        Member(name="a", seed=1, lr=0.01, weight_decay=0.1, momentum=0.5, beta1=0.8),
+        Member(name="b", seed=2, lr=0.003, momentum=0.0, clip_norm=0.1, schedule="cosine"),
+    ]
+    epochs = [multiclass.batches(e) for e in range(2)]
+    pack = Pack.create(spec, own)
+    for batches in epochs:
+        pack.train_epoch(batches)
+    for member in own:
+        expected = alone(spec, member).train(epochs).flat()
+        assert float((params_of(pack, member.name) - expected).norm() / expected.norm()) < 1e-5
+        solo = Pack.create(spec, [member])
+        for batches in epochs:
+            solo.train_epoch(batches)
+        assert torch.equal(params_of(solo, member.name), params_of(pack, member.name))
+
+
+def test_pack_on_two_threads_gives_what_it_gives_on_one(multiclass: Any, params_of: Any) -> None:
+    spec = multiclass.spec("mlp", model_args={"hidden": (64, 64)})
+    own = [Member(name=f"m{i}", seed=i, dropout=0.2) for i in range(8)]
+    packs = [Pack.create(spec, own, threads=n) for n in (1, 2)]
+    for pack in packs:
+        pack.train_epoch(multiclass.batches())
+    for member in own:
+        torch.testing.assert_close(
+            params_of(packs[0], member.name), params_of(packs[1], member.name), rtol=1e-4, atol=1e-6
+        )
