@@ -79,6 +79,7 @@ HEIGHTS: dict[str, int] = {
     "evaluation/runner": 4,
     "serving/deployment": 4,
     "run": 5,
+    "resume": 5,
     "crown": 5,
     "sweep/rerun": 5,
     "nightly": 5,

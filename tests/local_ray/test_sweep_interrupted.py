@@ -5,6 +5,7 @@ The job is a file of a user's own, with a model of the user's own beside it, and
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -81,16 +82,35 @@ class Job:
     def experiment(self) -> Experiment:
         return load_experiment(self.file)
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """``python job.py`` in a process group of its own, as a terminal starts it."""
+    @property
+    def environment(self) -> dict[str, str]:
         hidden = ("RAY_", "TILTYARD_", "MLFLOW_TRACKING")
         env = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
-        env |= {"TILTYARD_HOME": str(self.settings.home), "TILTYARD_DATA_URI": self.data, "HOME": str(self.folder)}
+        return env | {
+            "TILTYARD_HOME": str(self.settings.home),
+            "TILTYARD_DATA_URI": self.data,
+            "HOME": str(self.folder),
+        }
+
+    def plan(self, wanted: str) -> dict[str, list[tuple[str, int, int]]]:
+        """What ``tiltyard resume WANTED --plan`` says, by variant: what, from which epoch, to which."""
+        command = [sys.executable, "-m", "tiltyard.cli", "resume", wanted, "--plan", "--json"]
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found: dict[str, list[tuple[str, int, int]]] = {}
+        for s in json.loads(done.stdout)["steps"]:
+            found.setdefault(s["trial"].split("@")[0], []).append((s["action"], s["from_epoch"], s["to_epoch"]))
+        return {variant: sorted(steps) for variant, steps in found.items()}
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        """``python job.py``, or another command, in a process group of its own, as a terminal starts it."""
         with self.output.open("wb") as output:
             return subprocess.Popen(
-                [sys.executable, "job.py"],
+                [sys.executable, *(command or ("job.py",))],
                 cwd=self.folder,
-                env=env,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -157,6 +177,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         code = started[-1].wait(timeout=60)
         told["ctrl-c"] = {"code": code, "took": time.monotonic() - begun, "output": job.output.read_text()}
         told["ctrl-c"] |= {"record": job.record(), "left": lingering(processes)}
+        told["ctrl-c"] |= {"plan": job.plan("stopped-and-gone-on")}
 
         started.append(job.start())
         sweeps.until(lambda: started[-1].poll() is not None or job.record()[0].state == "running")
@@ -166,8 +187,9 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         told["kill"] = {"record": job.record(), "left": lingering(processes, but=RAYS_AGENTS)}
 
         job.gate.unlink()
-        started.append(job.start())
+        started.append(job.start("-m", "tiltyard.cli", "resume", "job.py"))
         told["end"] = {"code": started[-1].wait(timeout=120), "output": job.output.read_text(), "record": job.record()}
+        told["end"] |= {"plan": job.plan("job.py")}
         yield told
     finally:
         job.gate.unlink(missing_ok=True)
@@ -211,7 +233,17 @@ def test_job_that_was_ended_leaves_no_process_behind(story: dict[str, Any], end:
     assert story[end]["left"] == []
 
 
-def test_job_started_after_it_was_killed_goes_on_and_runs_nothing_twice(story: dict[str, Any]) -> None:
+def test_resume_plan_after_ctrl_c_skips_what_is_done_and_runs_the_rest(story: dict[str, Any]) -> None:
+    plan = story["ctrl-c"]["plan"]
+    assert plan["quick"] == [("skip", 1, 1), ("skip", 3, 3), ("skip", 3, 3)]
+    assert plan["own"] == [("run", 0, 1)] * 3
+
+
+def test_resume_plan_of_a_finished_sweep_has_nothing_left(story: dict[str, Any]) -> None:
+    assert {action for steps in story["end"]["plan"].values() for action, _, _ in steps} == {"skip"}
+
+
+def test_job_resumed_after_it_was_killed_goes_on_and_runs_nothing_twice(story: dict[str, Any]) -> None:
     assert story["kill"]["record"][0].state == "running"  # the record of a dead process: nobody could change it
     assert story["end"]["code"] == 0, story["end"]["output"]
     launch, trials = story["end"]["record"]

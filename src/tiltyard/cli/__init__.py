@@ -58,6 +58,13 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_DATA,
         ),
         CommandEntry(
+            name="resume",
+            summary="Go on with a sweep that ended early, or show what is left of it.",
+            module="tiltyard.cli.resume",
+            command="resume",
+            panel=_SWEEP,
+        ),
+        CommandEntry(
             name="budget",
             summary="Set or show the budgets of teams, which outlive sweeps.",
             module="tiltyard.cli.budget",

@@ -27,11 +27,12 @@ def run(
     names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
     if names == []:
         raise typer.BadParameter("name at least one dataset, e.g. --datasets wine,digits", param_hint="--datasets")
-    os.environ.update(_address_env(address))
+    os.environ.update(address_env(address))
     raise typer.Exit(run_file(file, trials=trials, datasets=names, seed=seed))
 
 
-def _address_env(address: str | None) -> dict[str, str]:
+def address_env(address: str | None) -> dict[str, str]:
+    """The environment that makes a driver join the Ray of ``--address``."""
     if address is None:
         return {}
     if address == "up":

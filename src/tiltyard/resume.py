@@ -1,0 +1,111 @@
+"""What a launch that ended early has left, and how it goes on.
+
+A launch is meant by its job file, by the name of its experiment or by the beginning of its key. Found by name, the
+experiment is rebuilt from the record with its dataset versions pinned; it is the same work only if its code is the same,
+which the key tells. Going on is `tiltyard.run.run`: a start over a record does what is left, there is no second way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tiltyard.codedigest import code_digest
+from tiltyard.data.store import DatasetStore
+from tiltyard.errors import SpecError
+from tiltyard.experiment import Experiment
+from tiltyard.jobfile import load_experiment
+from tiltyard.journal import Journal, Launch
+from tiltyard.report.record import pick_launch, reading
+from tiltyard.settings import Settings
+from tiltyard.sweep.engine.launch import prepare
+from tiltyard.sweep.plan import plan
+from tiltyard.sweep.remaining import Step, remaining
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumable:
+    """A recorded launch and what is left of it.
+
+    Args:
+        launch: As recorded; its state is ``running`` where its process was killed, or lives.
+        experiment: To run again: the same key.
+        job_file: Where it came from, if it was named by its file.
+        steps: One a trial, in the plan's order.
+        later: Trials of a learning search that are not drawn yet.
+    """
+
+    launch: Launch
+    experiment: Experiment
+    job_file: Path | None
+    steps: tuple[Step, ...]
+    later: int
+
+    def count(self, action: str) -> int:
+        """How many trials have this step."""
+        return sum(step.action == action for step in self.steps)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that the trials which can start now will train to the next rung, all together."""
+        return sum(step.to_epoch - step.from_epoch for step in self.steps)
+
+
+def find(settings: Settings, wanted: str) -> Resumable:
+    """The launch meant, and what is left of it; starts nothing.
+
+    Args:
+        settings: Where things live.
+        wanted: Path of a job file, name of an experiment, or the beginning of a key.
+
+    Raises:
+        SpecError: If there is no such launch, or the code has changed since.
+        JournalError: If nothing was ever recorded.
+    """
+    job_file = Path(wanted) if wanted.endswith(".py") else None
+    with reading(settings) as journal:
+        if job_file is not None:
+            experiment = load_experiment(job_file)
+            launch = None
+        else:
+            launch = pick_launch(journal, wanted)
+            experiment = _recorded(journal, launch)
+        digest = code_digest(job_file, [v.model for v in experiment.variants])
+        _, facts = prepare(settings, experiment, DatasetStore(settings.data_uri))
+        the_plan = plan(experiment, facts, code_digest=digest)
+        found = journal.launch(the_plan.key)
+        if found is None or (launch is not None and found.key != launch.key):
+            raise SpecError(_not_the_same(experiment, the_plan.key, launch))
+        rungs = {rung for group in the_plan.groups for rung in group.rungs}
+        objective = experiment.objective
+        steps = remaining(
+            the_plan.groups,
+            metric=objective.metric,
+            mode=objective.direction,
+            also=objective.also,
+            known=journal.cell_scores([t.cell for t in the_plan.trials], rungs),
+        )
+    later = the_plan.num_trials - len(the_plan.trials)
+    return Resumable(launch=found, experiment=experiment, job_file=job_file, steps=steps, later=later)
+
+
+def _recorded(journal: Journal, launch: Launch) -> Experiment:
+    """The experiment of a launch, each dataset at the version that was swept."""
+    experiment = Experiment.from_json(launch.spec)
+    versions = {row.dataset: row.dataset_version for row in journal.trials(launch.key)}
+    return experiment.with_options(
+        datasets=[f"{d.name}@{versions[d.name]}" if d.name in versions else str(d) for d in experiment.datasets]
+    )
+
+
+def _not_the_same(experiment: Experiment, key: str, launch: Launch | None) -> str:
+    if launch is None:
+        return (
+            f"No launch of {experiment.name} with this code and data is recorded (its key would be {key[:16]}). Nothing "
+            "is left to go on with; start it: tiltyard run JOB_FILE. See what is recorded: tiltyard runs"
+        )
+    return (
+        f"The code of {experiment.name} is not what it was when key {launch.key[:16]} was swept (now it would be "
+        f"{key[:16]}): a model or a package has changed, or the job file imports modules of its own, which its name alone "
+        "does not tell. Wanted: the same code. Name the job file instead: tiltyard resume JOB_FILE --plan"
+    )
