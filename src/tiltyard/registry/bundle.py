@@ -156,8 +156,9 @@ class Bundle:
 def probabilities(task: Task, outputs: Array) -> Array | None:
     """Softmax over classes, sigmoid per label, None for regression."""
     if task in {Task.BINARY, Task.MULTICLASS}:
-        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # outputs that are not finite give NaN
+            shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+            return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
     if task is Task.MULTILABEL:
         return np.asarray(0.5 * (1 + np.tanh(0.5 * outputs)), dtype=np.float32)  # the sigmoid, without overflow
     return None
@@ -297,7 +298,7 @@ def _read_model(folder: Path, spec: BundleSpec) -> Any:
         )
     from safetensors.torch import load_file
 
-    from tiltyard.training import PackSpec, build_module
+    from tiltyard.training import PackSpec, rebuild_module
 
     pack = PackSpec(
         model=spec.model,
@@ -309,12 +310,7 @@ def _read_model(folder: Path, spec: BundleSpec) -> Any:
         total_epochs=1,
     )
     with own_code(folder / CODE):
-        module = build_module(pack, seed=0)
-    try:
-        module.load_state_dict(load_file(folder / TORCH_FILE))
-    except RuntimeError as error:
-        raise ModelError(f"The parameters in {folder} do not fit the model {spec.model!r}: {error}") from error
-    return module.eval()
+        return rebuild_module(pack, load_file(folder / TORCH_FILE), source=f"in {folder}")
 
 
 def _tuples(value: Any) -> Any:

@@ -58,8 +58,13 @@ def _built(spec: PackSpec, init_scale: float) -> nn.Module:
     return module
 
 
-def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor]) -> nn.Module:
+def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor], *, source: str = "given") -> nn.Module:
     """The module whose ``state_dict`` this is, in eval mode: what `Pack.extract` gave, from what was saved of it.
+
+    Args:
+        spec: Of the pack it was taken from; batch size and epochs do not matter.
+        state: From its ``state_dict``.
+        source: Where the state is from, for the message.
 
     Raises:
         ModelError: If the state does not fit the model.
@@ -70,7 +75,7 @@ def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor]) -> nn.Module:
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
-        raise ModelError(f"The parameters do not fit the model {spec.model!r}: {error}") from error
+        raise ModelError(f"The parameters {source} do not fit the model {spec.model!r}: {error}") from error
     return module.eval()
 
 

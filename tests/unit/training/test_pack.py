@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.errors import ModelError, TiltyardError, TrainingError, UnpackableError
-from tiltyard.training import Member, Pack, PackSpec
+from tiltyard.training import Member, Pack, PackSpec, members_of, pack_signature
 from tiltyard.types import Task
 
 
@@ -170,6 +170,19 @@ def test_member_whose_shapes_do_not_fit_the_pack_is_named(multiclass: Any) -> No
         Pack.create(spec, [Member(name="thin", seed=0, class_weights=(1.0, 1.0, 1.0))])
     with pytest.raises(TrainingError, match=r"'thin'.*feature_mask.*2.*16"):
         Pack.create(spec, [Member(name="thin", seed=0, feature_mask=(True, False))])
+
+
+def test_members_of_mixed_shapes_are_refused_by_name_and_value() -> None:
+    configs: dict[str, dict[str, Any]] = {
+        "one": {"hidden": (64, 32), "lr": 0.1},
+        "two": {"hidden": [64, 32], "lr": 0.2},
+        "three": {"hidden": (128,), "lr": 0.3},
+    }
+    seeds = {"one": 1, "two": 2, "three": 3}
+    with pytest.raises(TrainingError, match=r"'three' has hidden = \(128,\).*'one' has \(64, 32\)"):
+        members_of(configs, seeds)
+    assert [m.lr for m in members_of({n: configs[n] for n in ("one", "two")}, seeds)] == [0.1, 0.2]
+    assert pack_signature(configs["one"]) == pack_signature(configs["two"]) != pack_signature(configs["three"])
 
 
 def test_spec_that_cannot_be_is_refused_by_value(multiclass: Any) -> None:

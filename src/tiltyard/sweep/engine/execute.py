@@ -158,7 +158,7 @@ def _open_pack(assignment: Assignment, storage: Storage, device: str) -> Pack:
 
 def pack_parts(assignment: Assignment) -> tuple[Any, list[Any]]:
     """The `PackSpec` and the `Member` values of an assignment."""
-    from tiltyard.training import Member, PackSpec, split_config
+    from tiltyard.training import PackSpec, members_of, split_config
 
     shared, _ = split_config(assignment.seats[0].config)
     optimizer = str(shared.pop("optimizer", "adamw"))
@@ -173,7 +173,8 @@ def pack_parts(assignment: Assignment) -> tuple[Any, list[Any]]:
         batch_size=batch_size,
         total_epochs=assignment.total_epochs,
     )
-    members = [Member.from_config(seat.cell, seat.seed, split_config(seat.config)[1]) for seat in assignment.seats]
+    seats = assignment.seats
+    members = members_of({s.cell: s.config for s in seats}, {s.cell: s.seed for s in seats})
     return spec, members
 
 
