@@ -439,7 +439,7 @@ def test_verify_decisions_with_a_space_put_into_json_finds_it(uri: str) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_verify_decisions_with_any_byte_changed_finds_it(journal: Journal, uri: str, data: st.DataObject) -> None:
     while journal.verify_decisions() < 3:
         decide(journal, 7)

@@ -167,3 +167,17 @@ def test_open_of_a_file_that_is_no_database_says_so(tmp_path: Path) -> None:
     path.write_bytes(os.urandom(4096))
     with pytest.raises(JournalError, match="cannot be opened"):
         Journal.open(f"sqlite:///{path}")
+
+
+def test_open_of_the_golden_journal_by_four_at_once_migrates_it_once(uri: str) -> None:
+    load_golden(uri)
+    gate = Barrier(4)
+
+    def one(_: int) -> int:
+        gate.wait(timeout=30)
+        with Journal.open(uri) as journal:
+            return journal.verify_decisions()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(4))) == [2] * 4
+    assert versions(uri) == list(range(1, VERSION + 1))
