@@ -215,7 +215,7 @@ class Pack:
             steps_per_epoch: For the schedules; counted from the batches where None, which holds them all.
 
         Raises:
-            TrainingError: If there is no batch, or one does not fit the pack; what came before it has been trained.
+            TrainingError: If there is no batch, or one does not fit the pack; windows of batches before it have been trained.
         """
         if steps_per_epoch is None:
             batches = list(batches)
@@ -235,17 +235,22 @@ class Pack:
         return total / rows
 
     def _windows(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[Batch]]:
-        window: list[Batch] = []
+        window: list[tuple[Tensor, Tensor]] = []
         held = 0
         for x, y in batches:
             self._check_batch(x, y)
-            window.append(self._model.batch(x.to(self.device), y.to(self.device)))
+            window.append((x, y))
             held += x.numel() * x.element_size()
             if len(window) == WINDOW_STEPS or held >= WINDOW_BYTES:
-                yield window
+                yield self._prepared(window)
                 window, held = [], 0
         if window:
-            yield window
+            yield self._prepared(window)
+
+    def _prepared(self, window: Sequence[tuple[Tensor, Tensor]]) -> list[Batch]:
+        """The window as chunks read it, its labels looked at once: on a GPU each look waits for the device."""
+        self._check_values(torch.cat([y for _, y in window]))
+        return [self._model.batch(x.to(self.device), y.to(self.device)) for x, y in window]
 
     def _run(self, window: Sequence[Batch], steps_per_epoch: int) -> Array:
         """Losses ``(steps, K)``."""
@@ -291,6 +296,10 @@ class Pack:
         dtype = torch.int64 if classes else torch.float32
         if y.dtype is not dtype:
             raise TrainingError(f"The labels of a {task} task came as {y.dtype}; {dtype} is wanted.")
+
+    def _check_values(self, y: Tensor) -> None:
+        task, outputs = self.spec.task, self.spec.num_outputs
+        classes = task in {Task.BINARY, Task.MULTICLASS}
         if classes or task is Task.MULTILABEL:
             low, high = torch.aminmax(y)
             if classes and (int(low) < 0 or int(high) >= outputs):
@@ -330,6 +339,7 @@ class Pack:
         """
         if len(x):
             self._check_labels(x, y)
+            self._check_values(y)
         parts = [self.predict(x[i : i + SCORE_ROWS]) for i in range(0, max(1, len(x)), SCORE_ROWS)]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return scores(self.spec.task, outputs, y.to(self.device), metrics)
