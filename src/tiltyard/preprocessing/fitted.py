@@ -342,7 +342,8 @@ def _write(column: Column, array: Any, out: F32) -> None:
     missing = np.isnan(values)
     if missing.any():
         values = np.where(missing, np.float32(column.fill), values)
-    scaled = (values - np.float32(column.centre)) * np.float32(1.0 / column.scale)
+    with np.errstate(over="ignore"):  # a number far out of any range becomes infinite, for every model alike
+        scaled = (values - np.float32(column.centre)) * np.float32(1.0 / column.scale)
     if scaled.size != len(out) * column.width:
         raise DataError(
             f"Column {column.name!r} holds {scaled.size // max(1, len(out))} numbers a row; the model was fitted on "

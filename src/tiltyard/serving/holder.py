@@ -63,13 +63,13 @@ class Holder:
         """Opens a version and lets it serve; False where it cannot, with the reason in `problem`.
 
         Raises:
-            TiltyardError: If it cannot and nothing serves yet.
+            Exception: What stopped it, if nothing serves yet.
         """
         with self._taking:
             try:
                 bundle = read_bundle(fetch(self.settings, version), expect_digest=version.digest)
                 self._warm(bundle)
-            except (TiltyardError, OSError, ValueError, KeyError, RuntimeError) as error:
+            except Exception as error:  # a user's model, a store's driver: whatever it is, the old version goes on
                 self._refused = (version.digest, self._clock())
                 self.problem = f"version {version.version} could not be loaded: {error}"
                 if self._served is None:

@@ -283,7 +283,7 @@ class _Face:
             "model": answer.model,
             "version": answer.version,
             "digest": answer.digest,
-            "predictions": labels(answer.task, answer.outputs, answer.classes),
+            "predictions": _predictions(answer),
         }
         found = probabilities(answer.task, answer.outputs)
         if found is not None:
@@ -292,7 +292,7 @@ class _Face:
 
     @staticmethod
     def _mlflow(answer: Answer) -> dict[str, Any]:
-        records = [{"prediction": p} for p in labels(answer.task, answer.outputs, answer.classes)]
+        records = [{"prediction": p} for p in _predictions(answer)]
         found = probabilities(answer.task, answer.outputs)
         if found is not None:
             names = [f"probability_{c}" for c in answer.classes]
@@ -317,6 +317,13 @@ class _Face:
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
         return Response(sink.getvalue().to_pybytes(), media_type=ARROW, headers=_origin(answer))
+
+
+def _predictions(answer: Answer) -> list[Any]:
+    """Labels or values; null where the model's output is not a number, e.g. for an input far out of any range."""
+    found = labels(answer.task, answer.outputs, answer.classes)
+    good = np.isfinite(answer.outputs).all(axis=1)
+    return found if good.all() else [p if fine else None for p, fine in zip(found, good, strict=True)]
 
 
 def _origin(answer: Answer) -> dict[str, str]:
@@ -346,6 +353,8 @@ def _refusal(error: RequestError, *, retry_after_s: int = 1, headers: dict[str, 
     if error.status in {429, 503}:
         wait = next((p["retry_after_s"] for p in error.problems if "retry_after_s" in p), retry_after_s)
         headers["retry-after"] = str(math.ceil(wait))
+    if error.status in {408, 413}:
+        headers["connection"] = "close"  # what is still on its way is not read
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     content = {
