@@ -16,8 +16,8 @@ import sweeps
 from mlflow import MlflowClient
 
 from tiltyard.data.store import DatasetStore
-from tiltyard.errors import AlreadyClaimedError
-from tiltyard.experiment import Experiment, Halving, Search
+from tiltyard.errors import AlreadyClaimedError, PreflightError
+from tiltyard.experiment import Experiment, Halving, Resources, Search
 from tiltyard.journal import Journal, Owner
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import ENDED
@@ -192,6 +192,23 @@ def test_sweep_whose_key_a_live_process_holds_is_refused(data: str, tmp_path: Pa
         assert (launch.state, launch.fence) == ("running", claim.fence)
         assert journal.trials(key) == []
     assert not (other.home / "spool").exists()
+
+
+def test_sweep_whose_packs_no_node_can_hold_is_refused_with_the_arithmetic(
+    ray_session: None, data: str, tmp_path: Path
+) -> None:
+    other = sweeps.settings_at(tmp_path, data)
+    with pytest.raises(PreflightError, match=r"A pack holds 64 CPUs on one node, and no node has that many: .*2 CPUs"):
+        sweeps.run_launch(other, experiment(resources=Resources(cpus=64)))
+    with pytest.raises(PreflightError, match=r"1 CPUs and 1 GPUs on one node.*gpus to at most 0"):
+        sweeps.run_launch(other, experiment(resources=Resources(gpus=1)))
+    assert not (tmp_path / "journal.db").exists()
+
+
+def test_sweep_records_how_its_packs_were_cut(swept: Outcome, journal: Journal) -> None:
+    cut = journal.decisions(kind="packs")[0]
+    assert cut.evidence == {"slots": 2}
+    assert "every launch of this key" in cut.outcome
 
 
 def test_sweep_with_more_trials_runs_only_the_new_ones(swept: Outcome, settings: Settings, journal: Journal) -> None:

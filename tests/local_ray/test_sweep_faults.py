@@ -6,10 +6,13 @@ write lock is taken between a pack's files and its record.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
-from dataclasses import dataclass
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,7 @@ class Scene:
     """The same sweep undisturbed and disturbed."""
 
     settings: Settings
+    gate: Path
     calm: Outcome
     disturbed: Outcome
     recorded_at_the_kill: int
@@ -83,7 +87,7 @@ def scene(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     gate.touch()
     with sweeps.meanwhile(kill_three):
         disturbed = sweeps.run_launch(settings, wanted)
-    return Scene(settings, calm, disturbed, recorded[0])
+    return Scene(settings, gate, calm, disturbed, recorded[0])
 
 
 def kill_before_record(settings: Settings, pid: int, files: Path) -> int:
@@ -147,3 +151,26 @@ def test_seconds_of_killed_packs_are_charged(scene: Scene) -> None:
         spent = journal.spend(scene.disturbed.claim.key)
     assert spent.by_what["lost packs"] > 0
     assert spent.cpu_s == pytest.approx(spent.by_what["packs"] + spent.by_what["lost packs"])
+
+
+def test_sweep_whose_worker_node_is_lost_gives_the_undisturbed_leaderboard(scene: Scene, tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "home"), scene.settings.data_uri, str(scene.gate)]
+    hidden = ("RAY_", "TILTYARD_", "MLFLOW_TRACKING")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    env |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-m", "node_loss", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["packs_on_the_lost_node"] == 1
+    assert told["state"] == "finished"
+    calm = {d: [asdict(s) for s in rows] for d, rows in sweeps.standings(scene.calm.leaderboard).items()}
+    assert told["standings"] == calm
+    tries = {number for pack, number, _ in told["attempts"] if pack.startswith("own@rings/r0")}
+    assert tries == {1, 2}

@@ -34,7 +34,11 @@ from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.halving import Machine
 from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, finalists, leaderboard
 from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, plan
+from tiltyard.sweep.preflight import check_placement
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord, drain_leftover
+
+GROWS = "TILTYARD_CLUSTER_GROWS"
+"""Set where an autoscaler adds nodes as they are asked for: what no node can hold now may be held by one to come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +174,7 @@ def launch(
     prepared, facts = prepare(settings, experiment, store)
     the_plan = plan(experiment, facts, code_digest=code_digest)
     check_models(the_plan.trials)
+    _check_placement(experiment)
     learning = _learning(experiment, the_plan, facts, code_digest)
     with Journal.open(settings.journal_uri) as journal:
         if experiment.budget.team is not None:
@@ -191,6 +196,13 @@ def launch(
         except BaseException as error:
             journal.release(claim, state="failed", summary={"error": f"{type(error).__name__}: {error}"[:2000]})
             raise
+
+
+def _check_placement(experiment: Experiment) -> None:
+    """Some node can hold a pack, as far as the nodes are known."""
+    nodes = ray_runtime.nodes()
+    if nodes is not None and not os.environ.get(GROWS):
+        check_placement(experiment.resources, nodes)
 
 
 def _learning(
@@ -336,11 +348,11 @@ class _Launch:
         device = "cuda" if resources.gpus else "cpu"
         self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
         ray_runtime.ensure_ray()
+        _check_placement(self.experiment)
         slots = ray_runtime.slots(resources.cpus, resources.gpus)
         slots = min(slots, resources.max_concurrent or slots)
-        machine = self._machine(
-            pack_size_for(resources, slots=slots, groups=self.plan.side_by_side, device=device),
-        )
+        size = pack_size_for(resources, slots=self._slots_of_first(slots), groups=self.plan.side_by_side, device=device)
+        machine = self._machine(size)
         driver = SweepDriver(
             plan=self.plan,
             experiment=self.experiment,
@@ -364,6 +376,19 @@ class _Launch:
                     shared.close()
             driver.tick()
         return driver
+
+    def _slots_of_first(self, slots: int) -> int:
+        """How many packs at once the key's first launch was cut for: the same packs give the same leaderboard."""
+        first = self.journal.decide(
+            kind="packs",
+            subject=self.experiment.name,
+            actor="driver",
+            evidence={"slots": slots},
+            reasons=[f"the cluster holds {slots} packs at once"],
+            outcome=f"packs are cut for {slots} at once, in every launch of this key",
+            once=f"packs/{self.claim.key}",
+        )
+        return int(first.evidence["slots"])
 
     def _post(self, device: str) -> Post:
         store = DatasetStore(self.settings.data_uri)

@@ -10,6 +10,9 @@ import logging
 import os
 
 import ray
+from ray._private.utils import get_num_cpus
+
+from tiltyard.sweep.preflight import Node
 
 OBJECT_STORE_SHARE = 0.25
 """Share of the machine's memory for a local object store, at most; Ray's own default is 0.3."""
@@ -37,6 +40,18 @@ def ensure_ray(*, cpus: int | None = None) -> bool:
         object_store_memory=_object_store_bytes(),
     )
     return True
+
+
+def nodes() -> list[Node] | None:
+    """The nodes of the Ray that is up, or the one that `ensure_ray` would start; None before a cluster is joined."""
+    if ray.is_initialized():
+        found = [(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+        return [Node(name=name, cpus=has.get("CPU", 0), gpus=has.get("GPU", 0)) for name, has in found]
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    import torch
+
+    return [Node(name="this machine", cpus=get_num_cpus(), gpus=torch.cuda.device_count())]
 
 
 def slots(cpus: float, gpus: float) -> int:

@@ -1,0 +1,322 @@
+"""Whole sweeps: against plain Ray Tune on the same trials, from empty state to leaderboard, again, resumed, and tracked."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from harness import Benchmark, Figure
+
+HERE = Path(__file__).parent
+TRIALS, EPOCHS, SAMPLE = 512, 20, 32
+BIG = """
+from tiltyard import DatasetRef, Experiment, Halving, Objective, Search, Variant, choice, loguniform, main, uniform
+
+
+def experiment():
+    return Experiment(
+        name="thousand",
+        variants=(
+            Variant(
+                name="logistic", model="logistic", fixed={"batch_size": 64}, trials=334,
+                space={"lr": loguniform(1e-3, 1e-1), "weight_decay": loguniform(1e-6, 1e-1)},
+            ),
+            Variant(
+                name="mlp", model="mlp", fixed={"batch_size": 64, "schedule": "cosine"}, trials=666,
+                space={
+                    "hidden": choice((64, 32), (128,)), "lr": loguniform(5e-4, 5e-2),
+                    "weight_decay": loguniform(1e-6, 1e-1), "dropout": uniform(0.0, 0.5),
+                },
+            ),
+        ),
+        datasets=(DatasetRef("digits"), DatasetRef("breast-cancer"), DatasetRef("wine")),
+        samples=("digits", "breast-cancer", "wine"),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=TRIALS_EACH, halving=Halving(rungs=(3, 9, 27))),
+    )
+
+
+if __name__ == "__main__":
+    main(__file__)
+"""
+
+
+@contextmanager
+def one_ray() -> Iterator[Path]:
+    """A Ray of two CPUs whose workers find these files, and an empty folder."""
+    import logging
+
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="ty-bench-") as folder:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        try:
+            yield Path(folder)
+        finally:
+            ray.shutdown()
+
+
+def digits_experiment(seed: int = 0) -> Any:
+    """512 MLPs, 64-32 wide, AdamW, batches of 64, 20 epochs, nothing stopped early."""
+    from tiltyard import DatasetRef, Experiment, Objective, Search, Variant, loguniform
+
+    return Experiment(
+        name=f"mlps-{seed}",
+        variants=(
+            Variant(
+                name="mlp",
+                model="mlp",
+                fixed={"hidden": (64, 32), "optimizer": "adamw", "batch_size": 64},
+                space={"lr": loguniform(1e-4, 3e-2), "weight_decay": loguniform(1e-6, 1e-2)},
+            ),
+        ),
+        datasets=(DatasetRef("digits"),),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=TRIALS, epochs=EPOCHS),
+        seed=seed,
+    )
+
+
+def sweep(folder: Path, experiment: Any, *, tracked: bool = True) -> tuple[Any, float]:
+    """A launch in this process; what came out, and the seconds from ``fit()`` to its last result."""
+    from tiltyard.data.samples import commit_samples
+    from tiltyard.data.store import DatasetStore
+    from tiltyard.settings import Settings
+    from tiltyard.sweep.engine import launch as engine
+    from tiltyard.sweep.engine.driver import run_packs
+
+    settings = Settings.from_env({"TILTYARD_HOME": str(folder)})
+    commit_samples(DatasetStore(settings.data_uri), ["digits"])
+    took: list[float] = []
+
+    def timed(*args: Any, **kwargs: Any) -> None:
+        begun = time.perf_counter()
+        run_packs(*args, **kwargs)
+        took.append(time.perf_counter() - begun)
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(engine, "run_packs", timed))
+        if not tracked:
+            patches.enter_context(mock.patch.object(engine, "Tracker", _NoTracker))
+        outcome = engine.launch(settings, experiment, code_digest="b" * 64)
+    return outcome, took[0]
+
+
+class _NoTracker:
+    """A sweep that records nothing in MLflow: what the writer's cost is measured against."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __enter__(self) -> _NoTracker:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def start(self) -> _NoTracker:
+        return self
+
+    def run_ids(self) -> dict[str, str]:
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+def pack_mlp_vs_tune() -> Iterable[Figure]:
+    """The same 512 trials packed and one a Tune trial; clocks from ``fit()`` to the last result, ``ray.init`` excluded."""
+    from sweep_rivals import Rows, plain_tune
+
+    from tiltyard.data.store import DatasetStore
+    from tiltyard.settings import Settings
+    from tiltyard.training import PackSpec
+
+    with one_ray() as folder:
+        runs = [sweep(folder / f"ours{seed}", digits_experiment(seed)) for seed in (1, 0)]
+        ours = statistics.median(took for _, took in runs)
+        outcome = runs[-1][0]
+        prepared = outcome.prepared["digits"]
+        store = DatasetStore(Settings.from_env({"TILTYARD_HOME": str(folder / "ours0")}).data_uri)
+        splits = {s: store.read(prepared.version, split=s) for s in ("train", "validation")}
+        x = {s: prepared.preprocessor.transform(t) for s, t in splits.items()}
+        y = {s: prepared.preprocessor.transform_label(t) for s, t in splits.items()}
+        rows = Rows(x["train"], y["train"], x["validation"], y["validation"], prepared.version.content_digest)
+        trial = outcome.plan.trials[0]
+        spec = PackSpec(
+            model="mlp",
+            model_args={"hidden": (64, 32)},
+            task=trial.task,
+            input_shape=trial.input_shape,
+            num_outputs=trial.num_outputs,
+            optimizer="adamw",
+            batch_size=64,
+            total_epochs=EPOCHS,
+        )
+        configs = [{**t.config, "seed": t.seed} for t in outcome.plan.trials]
+        common: dict[str, Any] = {"data_seed": trial.data_seed, "folder": str(folder / "tune")}
+        reused, theirs = plain_tune(configs, rows, spec, reuse_actors=True, **common)
+        drawn = random.Random(0).sample(configs, SAMPLE)
+        default, _ = plain_tune(drawn, rows, spec, reuse_actors=False, **common)
+    scores = {t.cell: t.seed for t in outcome.plan.trials}
+    by_seed = {scores[r.cell]: r.score for r in outcome.results}
+    apart = sorted(abs(by_seed[c["seed"]] - a) for c, a in zip(configs, theirs, strict=True))
+    told = (
+        f"{TRIALS} MLPs on digits, {EPOCHS} epochs. Final accuracies packed and alone: median difference "
+        f"{apart[len(apart) // 2]:.4f}, largest {apart[-1]:.4f} (one row is {1 / len(rows.y_val):.4f}). Whole launch "
+        f"{outcome.seconds:.1f} s. The rival trains with fused AdamW and reports once a trial."
+    )
+    yield Figure(
+        "pack_mlp_vs_tune_reuse_actors", ours, "s", "Ray Tune, reuse_actors=True, all 512", reused, reused / ours, told
+    )
+    scaled = default * TRIALS / SAMPLE
+    yield Figure(
+        "pack_mlp_vs_tune_default",
+        ours,
+        "s",
+        f"Ray Tune as it comes, {SAMPLE} of them x {TRIALS // SAMPLE}",
+        scaled,
+        scaled / ours,
+        f"{SAMPLE} trials drawn at random took {default:.1f} s; scaled linearly.",
+    )
+
+
+def tracking() -> Iterable[Figure]:
+    """Training with the MLflow writer on against without it, and what a trial costs to have it all in MLflow."""
+    on, off, cost = [], [], []
+    with one_ray() as folder:
+        sweep(folder / "warm", digits_experiment(9), tracked=False)
+        for run in range(2):
+            off.append(sweep(folder / f"off{run}", digits_experiment(run), tracked=False)[1])
+            outcome, took = sweep(folder / f"on{run}", digits_experiment(run))
+            on.append(took)
+            assert outcome.tracker is not None
+            assert outcome.tracker.pending == 0
+            cost.append(_drain_ms_per_trial(folder / f"on{run}"))
+    yield Figure(
+        "tracking_slowdown",
+        statistics.median(on) / statistics.median(off),
+        "x",
+        "the most that it may be",
+        1.10,
+        1.10 * statistics.median(off) / statistics.median(on),
+        f"seconds of training with the writer {_list(on)}, without {_list(off)}; {TRIALS} trials of {EPOCHS} epochs",
+    )
+    value = statistics.median(cost)
+    yield Figure("tracking_ms_per_trial", value, "ms", "the most that it may be", 30.0, 30.0 / value)
+
+
+def _drain_ms_per_trial(home: Path) -> float:
+    """Writes the very spool of a sweep once more, to a new MLflow, with nothing beside it."""
+    from tiltyard.settings import Settings
+    from tiltyard.tracking import Tracker, drain_leftover
+
+    (old,) = (home / "spool").iterdir()
+    fresh = Settings.from_env({"TILTYARD_HOME": str(home / "again")})
+    warm = Tracker(fresh, "0" * 64).start()
+    warm.open_launch(_launch_of(old))
+    warm.close()
+    to = fresh.home / "spool" / old.name
+    to.mkdir(parents=True)
+    (to / "spool.jsonl").write_bytes((old / "spool.jsonl").read_bytes())
+    begun = time.perf_counter()
+    report = drain_leftover(fresh, old.name)
+    assert report is not None
+    assert report.pending == 0
+    return 1000 * (time.perf_counter() - begun) / TRIALS
+
+
+def _launch_of(spool: Path) -> Any:
+    import json
+
+    from tiltyard.tracking import LaunchRecord
+
+    first = json.loads((spool / "spool.jsonl").open().readline())
+    return LaunchRecord(**{k: v for k, v in first.items() if k != "kind"})
+
+
+def sweep_1000() -> Iterable[Figure]:
+    """1,002 trials, two variants, three datasets, from an empty folder; the same again; and after a kill in the middle."""
+    with tempfile.TemporaryDirectory(prefix="ty-bench-") as name:
+        folder = Path(name)
+        (folder / "job.py").write_text(BIG.replace("TRIALS_EACH", "334"))
+        took = _job(folder, "whole")
+        unchanged = _job(folder, "whole")
+        resumed = _killed_and_resumed(folder)
+    told = "process start, datasets, Ray, 1,002 trials with halving at 3, 9 and 27 epochs, test scores, all in MLflow"
+    yield Figure("sweep_1000_seconds", took, "s", "the most that it may take", 60.0, 60.0 / took, told)
+    yield Figure("sweep_unchanged_seconds", unchanged, "s", "the most that it may take", 5.0, 5.0 / unchanged)
+    told = "from the start of the process to the first new pack, Ray's start included"
+    yield Figure("resume_seconds_1000_trials", resumed, "s", "the most that it may take", 10.0, 10.0 / resumed, told)
+
+
+def _environment(folder: Path, home: str) -> dict[str, str]:
+    return {**os.environ, "TILTYARD_HOME": str(folder / home), "HOME": str(folder)}
+
+
+def _job(folder: Path, home: str) -> float:
+    begun = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "job.py"],
+        cwd=folder,
+        env=_environment(folder, home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the job ended with {done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}")
+    return time.perf_counter() - begun
+
+
+def _killed_and_resumed(folder: Path) -> float:
+    """Seconds from the second start to its first new pack."""
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
+    command, env = [sys.executable, "job.py"], _environment(folder, "killed")
+    first = subprocess.Popen(command, env=env, **quiet)
+    while _packs(folder / "killed", "done") < 3:
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    before = _packs(folder / "killed", "done", "running", "fenced")
+    begun = time.perf_counter()
+    second = subprocess.Popen(command, env=env, **quiet)
+    try:
+        while _packs(folder / "killed", "done", "running", "fenced") == before:
+            time.sleep(0.02)
+        return time.perf_counter() - begun
+    finally:
+        second.send_signal(signal.SIGINT)
+        second.wait()
+
+
+def _packs(home: Path, *states: str) -> int:
+    """Attempts in these states, as recorded now."""
+    from tiltyard.journal import Journal
+
+    if not (home / "journal.db").exists():
+        return 0
+    with Journal.open(f"sqlite:///{home / 'journal.db'}") as journal:
+        launches = journal.launches()
+        return sum(a.state in states for a in journal.attempts(launches[0].key)) if launches else 0
+
+
+def _list(seconds: list[float]) -> str:
+    return ", ".join(f"{s:.1f}" for s in seconds)
+
+
+def benchmarks() -> list[Benchmark]:
+    """All of them."""
+    return [pack_mlp_vs_tune, tracking, sweep_1000]

@@ -1,0 +1,55 @@
+"""A driver on a cluster of two nodes, one of which is lost in the middle of a pack: ``python -m node_loss HOME DATA GATE``.
+
+Prints the leaderboard as JSON. A process of its own, for a process has one Ray.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+
+import psutil
+import ray
+import sweeps
+from ray.cluster_utils import Cluster
+
+from tiltyard.settings import Settings
+
+
+def main(home: Path, data: str, gate: Path) -> None:
+    """Runs the sweep, loses the node, prints what came out."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})
+    worker = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
+    settings: Settings = sweeps.settings_at(home, data)
+    lost: list[int] = []
+
+    def lose_the_node() -> None:
+        try:
+            sweeps.until(lambda: len(sweeps.marks(gate)) == 2, what="both packs at the gate")
+            raylet = worker.all_processes["raylet"][0].process.pid
+            lost.extend(pid for pid in sweeps.marks(gate) if psutil.Process(pid).ppid() == raylet)
+            cluster.remove_node(worker, allow_graceful=False)
+        finally:
+            gate.unlink()
+
+    gate.touch()
+    with sweeps.meanwhile(lose_the_node):
+        outcome = sweeps.run_launch(settings, sweeps.gated(gate, steps=2))
+    ranked = {d: [dataclasses.asdict(s) for s in rows] for d, rows in sweeps.standings(outcome.leaderboard).items()}
+    tries = [[a.pack_id, a.number, a.state] for a in sweeps.attempts(settings, outcome.claim.key)]
+    print(
+        json.dumps(
+            {"state": outcome.state, "standings": ranked, "attempts": tries, "packs_on_the_lost_node": len(lost)}
+        )
+    )
+    ray.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
