@@ -52,8 +52,11 @@ def rates(members: Sequence[Member], steps: npt.NDArray[np.int64], steps_per_epo
     warmup = np.array([m.warmup_epochs * steps_per_epoch for m in members])[None, :]
     rise = np.minimum(1.0, (at + 1.0) / np.maximum(warmup, 1.0))
     done = np.clip((at - warmup) / np.maximum(total - warmup, 1.0), 0.0, 1.0)
-    shapes = {"constant": np.ones_like(done), "cosine": 0.5 * (1.0 + np.cos(math.pi * done)), "linear": 1.0 - done}
-    fall = np.stack([shapes[m.schedule][:, i] for i, m in enumerate(members)], axis=1)
+    fall = np.ones_like(done)
+    schedules = np.array([m.schedule for m in members])
+    for name in sorted({*schedules.tolist()} - {"constant"}):
+        own = schedules == name
+        fall[:, own] = 0.5 * (1.0 + np.cos(math.pi * done[:, own])) if name == "cosine" else 1.0 - done[:, own]
     found: Floats = np.array([m.lr for m in members])[None, :] * rise * fall
     return found
 

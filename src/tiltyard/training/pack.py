@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.errors import ModelError, TrainingError, UnpackableError
-from tiltyard.models import MaskedInput, build
+from tiltyard.models import FAMILIES, MaskedInput, build
 from tiltyard.training import checkpoint, dense, sizing
 from tiltyard.training.chunk import Batch, Chunk, Model
 from tiltyard.training.layout import Layout
@@ -43,19 +43,44 @@ def build_module(spec: PackSpec, *, seed: int, init_scale: float = 1.0) -> nn.Mo
         ModelError: If it cannot be built.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also note the seed for devices that have not been started, with a stack trace, each time
+        torch.default_generator.manual_seed(seed)
         return _built(spec, init_scale)
 
 
 def _built(spec: PackSpec, init_scale: float) -> nn.Module:
     """A model from torch's generator as it stands."""
     module = build(spec.model, spec.model_args, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
+    _scale(module, init_scale)
+    return module
+
+
+def _can_begin_anew(spec: PackSpec) -> bool:
+    """Whether initialising a module again gives what building it does: 5 times faster, but its layers must draw in order."""
+    if spec.model not in FAMILIES:
+        return False
+    torch.default_generator.manual_seed(1)
+    built = _built(spec, 1.0)
+    again = _built(spec, 1.0)
+    torch.default_generator.manual_seed(1)
+    _begin_anew(again, 1.0)
+    return all(torch.equal(a, b) for a, b in zip(built.parameters(), again.parameters(), strict=True))
+
+
+def _begin_anew(module: nn.Module, init_scale: float) -> None:
+    """Initialises the layers of one of our families again."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.LayerNorm):
+            layer.reset_parameters()
+    _scale(module, init_scale)
+
+
+def _scale(module: nn.Module, init_scale: float) -> None:
     if init_scale != 1.0:
         with torch.no_grad():
             for value in module.parameters():
                 if value.ndim > 1:
                     value.mul_(init_scale)
-    return module
 
 
 def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor], *, source: str = "given") -> nn.Module:
@@ -153,9 +178,14 @@ class Pack:
         params = torch.empty((len(members), pack._model.layout.num_params))
         extra: dict[str, list[Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
+            anew = _can_begin_anew(spec)
+            module = _built(spec, 1.0)
             for i, member in enumerate(members):
-                torch.manual_seed(member.seed)
-                module = _built(spec, member.init_scale)
+                torch.default_generator.manual_seed(member.seed)
+                if anew:
+                    _begin_anew(module, member.init_scale)
+                else:
+                    module = _built(spec, member.init_scale)
                 values = dict(module.named_parameters())
                 torch.cat([values[n].detach().reshape(-1) for n in pack._model.layout.order], out=params[i])
                 for name, value in carried(module).items():

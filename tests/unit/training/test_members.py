@@ -58,11 +58,15 @@ def test_member_of_every_task_agrees_with_plain_torch(world: Any, alone: Any, pa
         )
 
 
-def test_initialisation_depends_on_the_seed_alone(worlds: Any, params_of: Any) -> None:
-    spec = worlds["multiclass"].spec("mlp")
-    pack = Pack.create(spec, [Member(name=n, seed=s) for n, s in (("a", 5), ("b", 6), ("c", 5))])
-    own = torch.cat([p.reshape(-1) for p in build_module(spec, seed=5).parameters()]).detach()
-    assert torch.equal(params_of(pack, "a"), own)
+@pytest.mark.parametrize("model", ["linear", "mlp", "resmlp", "cnn"])
+def test_initialisation_depends_on_the_seed_alone(model: str, worlds: Any, params_of: Any) -> None:
+    spec = worlds["multiclass"].spec(model)
+    own = [Member(name=n, seed=s, init_scale=c) for n, s, c in (("a", 5, 1.0), ("b", -6, 0.5), ("c", 5, 1.0))]
+    pack = Pack.create(spec, own)
+    for member in own:
+        module = build_module(spec, seed=member.seed, init_scale=member.init_scale)
+        expected = torch.cat([p.reshape(-1) for p in module.parameters()]).detach()
+        assert torch.equal(params_of(pack, member.name), expected)
     assert torch.equal(params_of(pack, "a"), params_of(pack, "c"))
     assert not torch.equal(params_of(pack, "a"), params_of(pack, "b"))
 
