@@ -49,6 +49,7 @@ def ray_session(home_of_its_own: Path) -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # not one that somebody else started on this machine
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -61,7 +61,9 @@ def one_ray() -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="ty-bench-") as folder:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL
+        )
         try:
             yield Path(folder)
         finally:

@@ -49,8 +49,17 @@ def up(
 
 
 @app.command()
-def status() -> None:
+def status(
+    experiment: str | None = typer.Argument(None, help="With --watch: an experiment or a key; the newest launch."),
+    watch: bool = typer.Option(False, "--watch", help="Follow a sweep instead, wherever it runs, until it ends."),
+    every: float = typer.Option(1.0, min=0.1, help="With --watch: seconds between looks at the record."),
+) -> None:
     """Show what tiltyard up started and whether it still runs."""
+    if watch:
+        from tiltyard.report.watch import follow
+
+        follow(Settings.from_env(), experiment, every_s=every)
+        return
     if not _show(_console(), Settings.from_env()):
         raise typer.Exit(1)
 

@@ -149,6 +149,16 @@ class Journal:
             row = c.execute(text("SELECT * FROM launches WHERE key = :key"), {"key": key}).mappings().first()
             return _launch(row) if row else None
 
+    def holder(self, key: str) -> Owner | None:
+        """Who works on a key now; None where nobody does: it ended, its lease ran out, or its process is known dead."""
+        with self._store.reading() as c:
+            select = text("SELECT owner, state, lease_until FROM launches WHERE key = :key")
+            row = c.execute(select, {"key": key}).mappings().first()
+        if row is None or row["state"] != "running" or row["lease_until"] < time.time():
+            return None
+        owner = Owner(**json.loads(row["owner"]))
+        return None if owner.is_dead() else owner
+
     def _fenced_update(self, claim: Claim, what: str, values: Mapping[str, Any]) -> None:
         with self._store.writing() as tx:
             done = tx.execute(

@@ -33,6 +33,7 @@ def ensure_ray(*, cpus: int | None = None) -> bool:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         return False
     ray.init(
+        address="local",  # without it Ray joins whatever somebody started on this machine with `ray start`
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
