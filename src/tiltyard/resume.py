@@ -71,7 +71,7 @@ def find(settings: Settings, wanted: str) -> Resumable:
             launch = pick_launch(journal, wanted)
             experiment = _recorded(journal, launch)
         digest = code_digest(job_file, [v.model for v in experiment.variants])
-        _, facts = prepare(settings, experiment, DatasetStore(settings.data_uri))
+        _, facts = prepare(experiment, DatasetStore(settings.data_uri))
         the_plan = plan(experiment, facts, code_digest=digest)
         found = journal.launch(the_plan.key)
         if found is None or (launch is not None and found.key != launch.key):

@@ -7,6 +7,7 @@ the networks it competes with. Loaded lazily; saved as LightGBM's native text, w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,21 @@ KNOWN = frozenset(
         "seed",
     }
 )
+RANGES = {
+    "learning_rate": (1e-12, math.inf),
+    "num_leaves": (2, 131_072),
+    "min_child_samples": (0, math.inf),
+    "min_child_weight": (0, math.inf),
+    "min_split_gain": (0, math.inf),
+    "subsample": (1e-12, 1),
+    "colsample_bytree": (1e-12, 1),
+    "reg_alpha": (0, math.inf),
+    "reg_lambda": (0, math.inf),
+    "max_bin": (2, math.inf),
+    "path_smooth": (0, math.inf),
+    "rounds_per_epoch": (1, math.inf),
+}
+"""What LightGBM takes (lightgbm.readthedocs.io, "Parameters"), so that a reversed sign is refused before a sweep starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +69,7 @@ class Point:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuses what is no parameter of LightGBM's that we pass on.
+    """Refuses what is no parameter of LightGBM's that we pass on, and values outside LightGBM's own ranges.
 
     Raises:
         ModelError: Naming it.
@@ -61,6 +77,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     unknown = sorted(set(config) - KNOWN)
     if unknown:
         raise ModelError(f"lightgbm has no parameter {unknown[0]!r} here; it takes: {', '.join(sorted(KNOWN))}.")
+    for name, (low, high) in RANGES.items():
+        value = config.get(name)
+        if value is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+            raise ModelError(f"lightgbm: {name} is {value!r}; wanted {low:g} to {high:g}.")
 
 
 class LightGBMTrial:

@@ -29,10 +29,17 @@ class DatasetFacts:
     name: str
     version: int
     content_digest: str
+    features: tuple[str, ...]
+    """The columns that models see: the same rows with another choice of features are other work."""
     task: Task
     split_rows: Mapping[str, int]
     input_shape: tuple[int, ...]
     num_outputs: int
+
+    @property
+    def input_digest(self) -> str:
+        """Of what a trial learns from: the rows, and which of their columns."""
+        return digest_of({"content": self.content_digest, "features": self.features})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +124,7 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
     _check_honoured(experiment)
     for ref in experiment.datasets:
         _check_dataset(experiment, facts[ref.name])
-    key = experiment.key({n: f.content_digest for n, f in facts.items()}, code_digest)
+    key = experiment.key({n: f.input_digest for n, f in facts.items()}, code_digest)
     groups: list[Group] = []
     later: dict[str, int] = {}
     for place, ref in enumerate(experiment.datasets):
@@ -319,7 +326,7 @@ def _trial(
             "schema": CELL_SCHEMA,
             "model": variant.model,
             "config": {k: v for k, v in config.items() if k != "seed"},
-            "dataset": facts.content_digest,
+            "dataset": facts.input_digest,
             "code": code_digest,
             "seed": seed,
             "data_seed": experiment.data_seed,

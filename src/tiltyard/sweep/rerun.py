@@ -123,7 +123,7 @@ def _last_score(journal: Journal, row: TrialRow) -> CellScore:
 def _dataset(settings: Settings, experiment: Experiment, row: TrialRow) -> tuple[Prepared, DatasetFacts]:
     """The trial's dataset version, pinned, with its preprocessing fitted anew: the same rows give the same numbers."""
     pinned = experiment.model_copy(update={"datasets": (DatasetRef(row.dataset, row.dataset_version),)})
-    prepared, facts = prepare(settings, pinned, DatasetStore(settings.data_uri))
+    prepared, facts = prepare(pinned, DatasetStore(settings.data_uri))
     return prepared[row.dataset], facts[row.dataset]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tiltyard.errors import ModelError, TrainingError
-from tiltyard.models.lightgbm import LightGBMTrial
+from tiltyard.models.lightgbm import LightGBMTrial, check_config
 from tiltyard.types import Task
 
 CONFIG = {"learning_rate": 0.2, "num_leaves": 7, "subsample": 0.7, "subsample_freq": 1, "colsample_bytree": 0.6}
@@ -92,6 +92,14 @@ def test_trial_of_a_task_it_has_not_is_refused() -> None:
     trial = LightGBMTrial({}, task=Task.MULTILABEL, num_outputs=3, seed=0)
     with pytest.raises(TrainingError, match=r"no multilabel task"):
         list(trial.train(x, y, x, y, to_epoch=1, metrics=()))
-    trial = LightGBMTrial({"max_bin": 1}, task=Task.REGRESSION, num_outputs=1, seed=0)
+    trial = LightGBMTrial({"max_depth": "deep"}, task=Task.REGRESSION, num_outputs=1, seed=0)
     with pytest.raises(TrainingError, match=r"LightGBM refused"):
         list(trial.train(x, y, x, y, to_epoch=1, metrics=()))
+
+
+@pytest.mark.parametrize(
+    "config", [{"num_leaves": -5}, {"learning_rate": -0.1}, {"subsample": 1.5}, {"max_bin": 1}, {"reg_lambda": "much"}]
+)
+def test_configuration_outside_lightgbms_ranges_is_refused_by_name(config: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=f"{next(iter(config))} is .*; wanted"):
+        check_config(config)

@@ -30,6 +30,7 @@ def planned() -> Plan:
         name="wine",
         version=1,
         content_digest="d" * 64,
+        features=("x",),
         task=Task.MULTICLASS,
         split_rows={"train": 60, "validation": 20, "test": 20},
         input_shape=(13,),

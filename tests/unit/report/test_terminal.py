@@ -201,6 +201,7 @@ def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
         name="digits",
         version=2,
         content_digest="0" * 64,
+        features=("x",),
         task=Task.MULTICLASS,
         split_rows={"train": 10, "validation": 5},
         input_shape=(64,),

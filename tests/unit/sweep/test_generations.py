@@ -25,6 +25,7 @@ FACTS = {
         name="digits",
         version=1,
         content_digest="d",
+        features=("x",),
         task=Task.MULTICLASS,
         split_rows={"train": 60, "validation": 20},
         input_shape=(64,),

