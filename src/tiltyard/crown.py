@@ -6,7 +6,7 @@ Above the engines: `tiltyard.run` calls it after a sweep. Doing it twice for the
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -58,8 +58,8 @@ class Served:
 
     @property
     def equal(self) -> bool:
-        """The scores are equal and no output differs by more than `SAME`."""
-        return self.offline == self.served and self.largest_difference <= SAME
+        """Neither the scores nor any output differ by more than `SAME`."""
+        return abs(self.offline - self.served) <= SAME and self.largest_difference <= SAME
 
 
 def model_name(experiment: str, dataset: str) -> str:
@@ -202,6 +202,8 @@ def check_served(
         for c in crowned:
             prepared = outcome.prepared[c.dataset]
             table = store.read(prepared.version, split="test")
+            if not table.num_rows:
+                continue
             features = table.select(list(prepared.preprocessor.features))
             answers = stream_rows(handle, c.model.name, batches(features, SERVED_BATCH_ROWS))
             outputs = np.concatenate([a.outputs for a in answers])
@@ -220,18 +222,32 @@ def check_served(
             )
     finally:
         remove(experiment.name)
+    _record_served(settings, outcome.plan.key, served)
     return served
+
+
+def served_before(settings: Settings, key: str, crowned: Sequence[Crowned]) -> bool:
+    """Whether the record says that these champions were served and compared already."""
+    with Journal.open(settings.journal_uri) as journal:
+        done = {d.subject for d in journal.decisions(kind="served") if d.evidence.get("key") == key}
+    return done >= {f"{c.model.name}@{c.model.version}" for c in crowned}
+
+
+def _record_served(settings: Settings, key: str, served: Sequence[Served]) -> None:
+    with Journal.open(settings.journal_uri) as journal:
+        for s in served:
+            journal.decide(
+                kind="served",
+                subject=s.model,
+                actor="sweep",
+                evidence={"key": key, "rows": s.rows, "offline": s.offline, "served": s.served},
+                reasons=[f"largest difference of an output {s.largest_difference:.3g}"],
+                outcome="equal" if s.equal else "differs",
+                once=f"served/{key}/{s.model}",
+            )
 
 
 def batches(table: pa.Table, rows: int) -> Iterator[pa.Table]:
     """A table in slices of at most ``rows``."""
     for start in range(0, len(table), rows):
         yield table.slice(start, rows)
-
-
-def summary(crowned: Sequence[Crowned], served: Sequence[Served]) -> Mapping[str, object]:
-    """For the journal."""
-    return {
-        "champions": {c.dataset: f"{c.model.name}@{c.model.version}" for c in crowned},
-        "served": {s.dataset: s.served for s in served},
-    }

@@ -6,7 +6,7 @@ A launch is named by its experiment (then the newest is meant) or by the beginni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tiltyard.errors import JournalError, MachineError, SpecError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Journal, Launch, TrialRow
 from tiltyard.settings import Settings
-from tiltyard.sweep.leaderboard import Leaderboard, Result, leaderboard
+from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, leaderboard
 
 _SHORTEST_PREFIX = 4
 
@@ -96,12 +96,19 @@ def board_of(settings: Settings, journal: Journal, launch: Launch) -> Leaderboar
             return Leaderboard.from_json(layout.storage.read_json(layout.leaderboard))
         except MachineError:  # the journal is the record; the file is made from it and may be lost
             pass
-    return board_so_far(launch, journal.trials(launch.key))
+    return board_so_far(journal, launch)
 
 
-def board_so_far(launch: Launch, rows: Sequence[TrialRow]) -> Leaderboard:
+def board_so_far(journal: Journal, launch: Launch) -> Leaderboard:
     """The ranking of the trials as the journal has them now."""
     objective = Experiment.from_json(launch.spec).objective
+    rows = journal.trials(launch.key)
+    scores = journal.cell_scores([row.cell for row in rows]) if objective.also else {}
+
+    def also(row: TrialRow) -> tuple[float, ...]:
+        score = scores.get((row.cell, row.epoch))
+        return beside(score.metrics if score is not None else {}, objective.also)
+
     results = [
         Result(
             cell=row.cell,
@@ -114,6 +121,7 @@ def board_so_far(launch: Launch, rows: Sequence[TrialRow]) -> Leaderboard:
             score=row.score,
             reason=row.reason,
             config=row.config,
+            beside=also(row),
         )
         for row in rows
     ]

@@ -180,6 +180,11 @@ class Teller:
         verdict = f"{trials} trials answered from the record" if outcome.state == "reused" else f"{trials} trials"
         self._say(f"\n{verdict} in {seconds:.0f} s.")
 
+    def without_winner(self, datasets: Sequence[str]) -> None:
+        """Datasets on which no trial came to a score."""
+        if datasets:
+            self._say(f"No trial has a score on {', '.join(datasets)}; see why: tiltyard leaderboard --all", "bold red")
+
     def _time_left(self, tick: Tick) -> float | None:
         """From the share of epochs that is done; the start-up of Ray is not extrapolated, nor what is being ended."""
         if self._first_work_s is None or tick.work_done < FIRST_GUESS or tick.states.get("interrupted"):

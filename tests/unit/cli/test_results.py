@@ -120,7 +120,7 @@ def test_leaderboard_of_a_finished_launch_is_the_one_it_wrote(
 ) -> None:
     with record.reading(settings) as journal:
         found = record.pick_launch(journal, "second")
-        so_far = record.board_so_far(found, journal.trials(NEW))
+        so_far = record.board_so_far(journal, found)
     best = so_far.tables["digits"][0]
     test = ranking.TestScore(metric="accuracy", value=0.875, low=0.8, high=0.95, rows=100, others={})
     board = ranking.leaderboard(
