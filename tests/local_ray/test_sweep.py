@@ -132,6 +132,20 @@ def test_sweep_started_again_answers_from_the_record_and_starts_nothing(
     assert (len(journal.attempts(swept.claim.key)), len(psutil.Process().children(recursive=True))) == before
 
 
+def test_sweep_whose_leaderboard_file_is_lost_answers_with_the_ranking_of_the_journal(
+    swept: Outcome, settings: Settings
+) -> None:
+    file, aside = Path(swept.layout.leaderboard), Path(swept.layout.leaderboard + ".aside")
+    file.rename(aside)
+    try:
+        again = sweeps.run_launch(settings, experiment())
+    finally:
+        aside.rename(file)
+    assert again.state == "reused"
+    for dataset, rows in swept.leaderboard.tables.items():
+        assert [r.name for r in again.leaderboard.tables[dataset]] == [r.name for r in rows]
+
+
 @pytest.fixture(scope="module")
 def again(swept: Outcome, data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Outcome]:
     """The same sweep from empty state, its key left behind by a dead process, while MLflow is away."""

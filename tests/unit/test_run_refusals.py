@@ -16,7 +16,7 @@ from tiltyard.errors import DataError, ModelError, SpecError, TiltyardError
 from tiltyard.run import run_file
 
 JOB = """
-from tiltyard import Budget, DatasetRef, Experiment, Halving, Objective, Search, Variant, loguniform, main
+from tiltyard import Budget, DatasetRef, Experiment, Halving, Objective, Search, Variant, choice, loguniform, main
 
 
 def experiment():
@@ -25,7 +25,7 @@ def experiment():
         variants=({variant},),
         datasets=(DatasetRef({dataset}),),
         objective=Objective(metric={metric}),
-        search=Search(trials=2, epochs=1),{more}
+        search=Search(trials={trials}, epochs=1),{more}
     )
 
 
@@ -36,6 +36,7 @@ GOOD = {
     "variant": 'Variant(name="v", model="logistic", space={"lr": loguniform(1e-3, 1e-1)})',
     "dataset": '"rings"',
     "metric": '"accuracy"',
+    "trials": "2",
     "more": "",
 }
 
@@ -92,6 +93,14 @@ def refusal(tmp_path: Path, home: Path, **wrong: str) -> str:
         (
             {"variant": 'Variant(name="v", model="logistic", fixed={"lr": -1.0}, space={"eps": loguniform(1e-9, 1)})'},
             ["'v'", "lr is -1.0"],
+        ),
+        (
+            {"variant": 'Variant(name="v", model="logistic", space={"lr": choice(0.1, 0.2, -1.0)})', "trials": "24"},
+            ["'v'", "lr is -1.0"],
+        ),
+        (
+            {"variant": 'Variant(name="v", model="lightgbm", space={"num_leaves": choice(7, -5)})', "trials": "24"},
+            ["'v'", "num_leaves is -5"],
         ),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
