@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 refused or failed, 130 stopped with Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -87,11 +86,11 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
     tell.committed(commit_missing_samples(settings, experiment))
 
     from tiltyard.sweep.engine.launch import launch
+    from tiltyard.sweep.engine.ray_runtime import check_address, submitted_job
 
     try:
-        outcome = launch(
-            settings, experiment, code_digest=digest, watch=tell, job=os.environ.get("RAY_JOB_SUBMISSION_ID", "")
-        )
+        check_address()
+        outcome = launch(settings, experiment, code_digest=digest, watch=tell, job=submitted_job())
     finally:
         tell.close()
     tell.result(outcome)
@@ -99,7 +98,9 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
         return INTERRUPTED if outcome.by_person else 1
     crowned, served = _crown(settings, experiment, outcome, digest, job_file, tell)
     tell.end(settings, outcome, crowned, time.monotonic() - started)
-    return 0 if all(s.equal for s in served) else 1
+    without = [d for d in outcome.leaderboard.tables if outcome.leaderboard.best(d) is None]
+    tell.without_winner(without)
+    return 0 if all(s.equal for s in served) and not without else 1
 
 
 def commit_missing_samples(settings: Settings, experiment: Experiment) -> list[Commit]:
@@ -138,11 +139,11 @@ def _crown(
 ) -> tuple[list[Crowned], list[Served]]:
     if experiment.champion is None:
         return [], []
-    from tiltyard.crown import check_served, crown
+    from tiltyard.crown import check_served, crown, served_before
 
     crowned = crown(settings, experiment, outcome, code_digest=digest, job_file=job_file)
     tell.crowned(crowned)
-    if not experiment.champion.serve or outcome.state == "reused" or not crowned:
+    if not experiment.champion.serve or not crowned or served_before(settings, outcome.plan.key, crowned):
         return crowned, []
     served = check_served(settings, experiment, outcome, crowned)
     tell.served(served)

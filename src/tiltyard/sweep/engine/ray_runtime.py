@@ -45,23 +45,34 @@ def submitted_job(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def check_address() -> None:
-    """The Ray that the environment names (``RAY_ADDRESS``) is there: something accepts a connection within `PROBE_S`.
+    """The Ray that the environment names (``RAY_ADDRESS``) is there; nothing to check without one, or once Ray is up.
+
+    Raises:
+        MachineError: As `probe`.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address and not ray.is_initialized():
+        probe(address)
+
+
+def probe(address: str) -> None:
+    """Something accepts a connection at an address of Ray within `PROBE_S`.
 
     ``host:port`` is tried as it stands; ``auto`` stands for the Ray that is found on this machine, ``ray://host`` for a
-    Ray Client server. Without an address, with ``local``, or once Ray is up, there is nothing to check.
+    Ray Client server; ``local`` starts one, so nothing is tried.
 
     Raises:
         MachineError: If nothing answers there, no Ray is found, or the address is none that a driver can join.
     """
-    address = os.environ.get("RAY_ADDRESS", "")
-    if ray.is_initialized() or address in {"", "local"}:
+    if address == "local":
         return
+    found = address
     if address == "auto":
         try:
-            address = canonicalize_bootstrap_address_or_die("auto")
+            found = canonicalize_bootstrap_address_or_die("auto")
         except ConnectionError as error:
-            raise MachineError(_no_ray("RAY_ADDRESS is 'auto', and no one Ray was found on this machine")) from error
-    scheme, _, rest = address.rpartition("://")
+            raise MachineError(_no_ray("RAY_ADDRESS is 'auto', and no Ray was found on this machine")) from error
+    scheme, _, rest = found.rpartition("://")
     if scheme in {"http", "https"}:
         raise MachineError(
             f"RAY_ADDRESS is {address!r}, which is where jobs are submitted; a driver cannot join there. Wanted: host:port "
