@@ -14,7 +14,7 @@ import pack_problems as work
 from harness import Benchmark, Figure
 
 PROCESSES = 2
-RUNS = 3
+RUNS = 5
 
 
 class Pair:
@@ -31,13 +31,10 @@ class Pair:
         return [future.result() for future in futures]
 
     def seconds(self, do: Callable[..., Any], *args: Any, per: Callable[[int], tuple[Any, ...]]) -> float:
-        """Median wall time of both."""
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            self.all(do, *args, per=per)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        """Wall time of both."""
+        start = time.perf_counter()
+        self.all(do, *args, per=per)
+        return time.perf_counter() - start
 
 
 @contextmanager
@@ -58,19 +55,22 @@ def versus(
     with pair(problem) as workers:
         why = workers.all(work.compile_step)[0]
         kinds = [k for k in work.LOOPS if k != "compiled" or not why]
-        loops = {
-            kind: workers.seconds(work.loop_work, kind, per=lambda i: (i * share, few)) * share / few for kind in kinds
-        }
-        packed = workers.seconds(work.pack_work, per=lambda i: (i * share, share, chunk))
+        times: dict[str, list[float]] = {kind: [] for kind in [*kinds, "pack"]}
+        for _ in range(RUNS):  # in turns, so that what else this machine does falls on all alike
+            for kind in kinds:
+                times[kind].append(workers.seconds(work.loop_work, kind, per=lambda i: (i * share, few)) * share / few)
+            times["pack"].append(workers.seconds(work.pack_work, per=lambda i: (i * share, share, chunk)))
+        loops = {kind: statistics.median(times[kind]) for kind in kinds}
+        packed = statistics.median(times["pack"])
         fastest = min(loops, key=lambda k: loops[k])
         ours = workers.all(work.pack_work, per=lambda i: (i * share, few, chunk))
         theirs = workers.all(work.loop_work, fastest, per=lambda i: (i * share, few))
-        apart = max(abs(a - b) for o, t in zip(ours, theirs, strict=True) for a, b in zip(o[1], t[1], strict=True))
+        apart = sorted(abs(a - b) for o, t in zip(ours, theirs, strict=True) for a, b in zip(o[1], t[1], strict=True))
         bound = workers.all(work.ceilings, min(64, share)) if problem != "cnn" else []
-        wide = statistics.mean(workers.all(work.gflops_of_a_product))
+        alone, wide = (statistics.mean(workers.all(do)) for do in (work.convolutions_us, work.gflops_of_a_product))
     told = ", ".join(f"{k} {v:.1f} s" for k, v in loops.items()) + (f"; compiled: {why}" if why else "")
     note = f"{told} for all {trials} (from {sample} trials). "
-    note += f"Validation accuracies of those {sample}: at most {apart:.4f} apart. "
+    note += f"Validation accuracies of those {sample}: {statistics.median(apart):.4f} apart, {apart[-1]:.4f} at most. "
     if bound:
         steps = work.problem(problem).steps
         products, update = (statistics.mean(b[k] for b in bound) * steps * share / 1e6 for k in ("products", "update"))
@@ -82,9 +82,10 @@ def versus(
     if problem == "cnn":
         of = work.problem(problem)
         done = work.flops_of_a_step(of) * of.steps * share / packed / 1e9
+        alone_s = alone * of.steps * share / 1e6
         note += (
-            f"Bound by arithmetic: {done:.0f} GFLOP/s a core in convolutions and products, of {wide:.0f} that a large matrix "
-            "product reaches; the loop's convolutions are as large, so there is little overhead to take away."
+            f"Bound by the library's convolutions of small images: one model's alone, forward and backward, take "
+            f"{alone_s:.2f} s of this; {done:.0f} GFLOP/s a core where a large product reaches {wide:.0f}."
         )
     if aim is not None:
         note += f" Wanted: {aim:g}x."

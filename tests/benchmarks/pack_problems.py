@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def problem(name: str, *, device: str = "cpu") -> Problem:
     known: dict[str, tuple[str, dict[str, Any], int]] = {
         "mlp": ("mlp", {"hidden": (64, 32)}, 20),
         "logistic": ("logistic", {}, 20),
-        "largest": ("mlp", {"hidden": (1024, 1024)}, 2),
+        "largest": ("mlp", {"hidden": (1024, 1024)}, 4),
         "cnn": ("cnn", {"image": (1, 8, 8), "channels": (16, 32)}, 2),
     }
     model, args, epochs = known[name]
@@ -239,6 +240,33 @@ def ceilings(chunk: int) -> dict[str, float]:
 def flops_of_a_step(of: Problem) -> int:
     """Floating-point operations of one member's step, forward and backward."""
     return sizing.shape_of(of.spec, build_module(of.spec, seed=0)).flops
+
+
+def convolutions_us() -> float:
+    """Microseconds of the convolutions of one member's step, forward and backward, one model at a time; 0 without any."""
+    of: Problem = _HELD["problem"]
+    found, shapes = 0.0, []
+    module = build_module(of.spec, seed=0)
+    handles = [
+        layer.register_forward_hook(lambda layer, args, out: shapes.append((layer, args[0].shape)))
+        for layer in module.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        module(of.epochs[0][0][0])
+    for handle in handles:
+        handle.remove()
+    for i, (layer, shape) in enumerate(shapes):
+        x = torch.randn(shape)
+        settings = (list(layer.stride), list(layer.padding), list(layer.dilation), False, [0, 0], layer.groups)
+        with torch.no_grad():
+            out = torch.ops.aten.convolution(x, layer.weight, layer.bias, *settings)
+            d = torch.randn_like(out)
+            wanted = [layer.out_channels]
+            found += _best_us(functools.partial(torch.ops.aten.convolution, x, layer.weight, layer.bias, *settings))
+            back = [d, x, layer.weight, wanted, *settings, [i > 0, True, True]]
+            found += _best_us(functools.partial(torch.ops.aten.convolution_backward, *back))
+    return found
 
 
 def gflops_of_a_product() -> float:

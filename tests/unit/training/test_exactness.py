@@ -112,7 +112,7 @@ def test_member_in_any_pack_life_ends_as_it_would_alone(task: str, model: str, o
     world = worlds[task]
     case = Case(world, world.spec(model, optimizer=optimizer))
 
-    @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=3 if model == "cnn" else 6, deadline=None, suppress_health_check=list(HealthCheck))
     @given(lives())
     def check(life: tuple[list[int], int | None, list[tuple[str, list[int]]]]) -> None:
         who, chunk, events = life
