@@ -67,7 +67,11 @@ class Journal:
     # -- claims -------------------------------------------------------------------------------------------------------
 
     def claim(self, key: str, *, experiment: str, spec: str, owner: Owner, lease_s: float = 60.0) -> Claim:
-        """Claims a key, takes it over from a dead or late holder, or says who holds it or that it is finished."""
+        """Claims a key, takes it over from a dead or late holder, or says who holds it or that it is finished.
+
+        A holder on this host is dead or alive whatever its lease says (a laptop that slept wakes with a late one);
+        of a holder elsewhere the lease alone is known.
+        """
         now = time.time()
         select = text(f"SELECT * FROM launches WHERE key = :key{self._store.for_update}")
         with self._store.writing() as tx:
@@ -102,7 +106,7 @@ class Journal:
             }
             if found["state"] == "finished":
                 return Claim(**same, fence=found["fence"], outcome="finished", holder=holder)
-            if found["state"] == "running" and found["lease_until"] > now and not holder.is_dead():
+            if _is_held(found, holder):
                 return Claim(**same, fence=found["fence"], outcome="held", holder=holder)
             tx.execute(
                 text(
@@ -114,12 +118,27 @@ class Journal:
             return Claim(**same, fence=found["fence"] + 1, outcome="taken_over", holder=holder)
 
     def renew(self, claim: Claim) -> None:
-        """Extends the lease.
+        """Extends the lease; that of a claim which was released already stays ended.
 
         Raises:
             FencedError: If somebody took the key over.
         """
-        self._fenced_update(claim, "lease_until = :until", {"until": time.time() + claim.lease_s})
+        self._fenced_update(
+            claim,
+            "lease_until = CASE WHEN state = 'running' THEN :until ELSE lease_until END",
+            {"until": time.time() + claim.lease_s},
+        )
+
+    def check(self, claim: Claim) -> None:
+        """The claim, released or not, is still the newest on its key.
+
+        Raises:
+            FencedError: If somebody took the key over.
+        """
+        with self._store.reading() as c:
+            fence = c.execute(text("SELECT fence FROM launches WHERE key = :key"), {"key": claim.key}).scalar()
+        if fence != claim.fence:
+            raise FencedError(_taken_over(claim.key, claim.fence))
 
     def set_parent_run(self, claim: Claim, run_id: str) -> None:
         """Records the MLflow run of the launch."""
@@ -150,14 +169,12 @@ class Journal:
             return _launch(row) if row else None
 
     def holder(self, key: str) -> Owner | None:
-        """Who works on a key now; None where nobody does: it ended, its lease ran out, or its process is known dead."""
+        """Who works on a key now, as `claim` sees it; None where nobody does."""
         with self._store.reading() as c:
             select = text("SELECT owner, state, lease_until FROM launches WHERE key = :key")
             row = c.execute(select, {"key": key}).mappings().first()
-        if row is None or row["state"] != "running" or row["lease_until"] < time.time():
-            return None
-        owner = Owner(**json.loads(row["owner"]))
-        return None if owner.is_dead() else owner
+        owner = None if row is None else Owner(**json.loads(row["owner"]))
+        return owner if row is not None and owner is not None and _is_held(row, owner) else None
 
     def _fenced_update(self, claim: Claim, what: str, values: Mapping[str, Any]) -> None:
         with self._store.writing() as tx:
@@ -384,9 +401,26 @@ class Journal:
         reasons: Sequence[str],
         outcome: str,
         once: str | None = None,
+        claim: Claim | None = None,
     ) -> Decision:
-        """Appends a decision to the hash chain; with ``once``, the first of that name stands and is returned."""
+        """Appends a decision to the hash chain; with ``once``, the first of that name stands and is returned.
+
+        Args:
+            kind: What sort of decision.
+            subject: What it is about.
+            actor: Who decided.
+            evidence: What it was decided on; JSON.
+            reasons: Why.
+            outcome: What was decided.
+            once: A name that only one decision may bear.
+            claim: Where a launch decides: the right to.
+
+        Raises:
+            FencedError: If the claim was taken over; nothing was recorded, and no earlier decision is returned.
+        """
         with self._store.writing(exclusive_table="decisions") as tx:
+            if claim is not None:
+                self._check_fence(tx, claim.key, claim.fence)
             if once is not None:
                 row = tx.execute(text("SELECT * FROM decisions WHERE once = :once"), {"once": once}).mappings().first()
                 if row is not None:
@@ -502,9 +536,15 @@ class Journal:
             value = c.execute(text("SELECT value FROM watermarks WHERE name = :name"), {"name": name}).scalar()
             return None if value is None else str(value)
 
-    def record_test_look(self, key: str, dataset: str, cells: Sequence[str]) -> int:
-        """Records that the test split is about to be looked at; returns how often that makes for this key and dataset."""
+    def record_test_look(self, key: str, dataset: str, cells: Sequence[str], *, claim: Claim | None = None) -> int:
+        """Records that the test split is about to be looked at; returns how often that makes for this key and dataset.
+
+        Raises:
+            FencedError: If a claim is given and was taken over; nothing was recorded, so do not look.
+        """
         with self._store.writing() as tx:
+            if claim is not None:
+                self._check_fence(tx, claim.key, claim.fence)
             tx.execute(
                 text("INSERT INTO test_looks (id, key, dataset, at, cells) VALUES (:id, :key, :dataset, :at, :cells)"),
                 {
@@ -530,6 +570,14 @@ def _dump(value: Any) -> str:
 def _chain(row: Mapping[str, Any] | RowMapping) -> str:
     """Digest of a decision's row as it is stored, byte for byte, and of the digest before it."""
     return hashlib.sha256(_dump({n: v for n, v in row.items() if n != "digest"}).encode()).hexdigest()
+
+
+def _is_held(launch: RowMapping, owner: Owner) -> bool:
+    """Its owner works on it: by the process where that can be seen, by the lease elsewhere."""
+    if launch["state"] != "running":
+        return False
+    alive = owner.is_alive()
+    return bool(launch["lease_until"] > time.time()) if alive is None else alive
 
 
 def _taken_over(key: str, fence: int) -> str:

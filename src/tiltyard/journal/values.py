@@ -36,20 +36,20 @@ class Owner:
         pid = os.getpid()
         return cls(host=socket.gethostname(), pid=pid, started=_process_start(pid) or time.time(), job=job)
 
-    def is_dead(self) -> bool:
-        """True only where it can be known: on this host, and no such process lives."""
+    def is_alive(self) -> bool | None:
+        """Whether this process lives; None on another host, where it cannot be known."""
         if self.host != socket.gethostname():
-            return False
+            return None
         started = _process_start(self.pid)
-        return started is None or abs(started - self.started) > 2.0
+        return started is not None and abs(started - self.started) <= 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """The right to work on a key, as long as its fence is the newest.
 
-    ``outcome`` is ``new``, ``taken_over`` (the holder was dead or its lease ran out), ``held`` (``holder`` works on it) or
-    ``finished``.
+    ``outcome`` is ``new``, ``taken_over`` (the holder was dead, or on another host with a lease that ran out), ``held``
+    (``holder`` works on it) or ``finished``.
     """
 
     key: str

@@ -19,6 +19,7 @@ from sqlalchemy import create_engine, text
 
 from tiltyard.errors import FencedError, JournalError
 from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialRow, TrialUpdate
+from tiltyard.money import Seconds
 
 KEY = "k" * 64
 ELSEWHERE = Owner(host="some-other-host", pid=1, started=1.0)
@@ -138,6 +139,38 @@ def test_claim_from_another_host_is_held_until_its_lease_ends(journal: Journal) 
     assert claim(journal, key="j" * 64).outcome == "taken_over"
 
 
+def test_claim_of_a_living_holder_on_this_host_is_held_though_its_lease_is_late(journal: Journal) -> None:
+    with living_process() as holder:
+        claim(journal, owner=holder, lease_s=-1)
+        assert journal.holder(KEY) == holder
+        second = claim(journal)
+        assert (second.outcome, second.fence, second.holder) == ("held", 1, holder)
+    assert journal.holder(KEY) is None
+    assert claim(journal).outcome == "taken_over"
+
+
+def test_renew_of_a_released_claim_does_not_bring_it_back(journal: Journal) -> None:
+    journal.budgets.set("vision", limit_cpu_s=100, limit_gpu_s=None)
+    got = claim(journal)
+    journal.budgets.hold("vision", claim=got, pack_id="p", ask=Seconds(cpu_s=30))
+    journal.release(got, state="stopped", summary={})
+    journal.renew(got)
+    other = claim(journal, key="o" * 64)
+    journal.budgets.hold("vision", claim=other, pack_id="q", ask=Seconds(cpu_s=50))
+    now = journal.budgets.get("vision")  # the hold of a claim that has a lease would still be reserved
+    assert (now.reserved, now.spent) == (Seconds(cpu_s=50), Seconds(cpu_s=30))
+
+
+def test_check_of_a_claim_is_content_until_it_is_taken_over(journal: Journal) -> None:
+    old = claim(journal, owner=ELSEWHERE, lease_s=-1)
+    journal.check(old)
+    newer = claim(journal)
+    with pytest.raises(FencedError, match="taken over"):
+        journal.check(old)
+    journal.release(newer, state="finished", summary={})
+    journal.check(newer)
+
+
 def test_renew_of_a_late_lease_holds_the_claim_again(journal: Journal) -> None:
     got = replace(claim(journal, owner=ELSEWHERE, lease_s=-1), lease_s=3600)
     journal.renew(got)
@@ -203,6 +236,9 @@ WRITES: dict[str, Callable[[Journal, Claim], object]] = {
     "add_trials": lambda j, c: j.add_trials(c, [trial("z")]),
     "set_trial_states": lambda j, c: j.set_trial_states(c, [TrialUpdate(cell="a", state="done")]),
     "start_attempt": start,
+    "decide": lambda j, c: decide(j, claim=c),
+    "decide once more": lambda j, c: decide(j, 7, once="before", claim=c),
+    "record_test_look": lambda j, c: j.record_test_look(KEY, "digits", ["a"], claim=c),
 }
 
 
@@ -210,9 +246,12 @@ WRITES: dict[str, Callable[[Journal, Claim], object]] = {
 def test_write_under_a_claim_that_was_taken_over_is_fenced(journal: Journal, what: str) -> None:
     old = claim(journal, owner=ELSEWHERE, lease_s=-1)
     journal.add_trials(old, [trial("a")])
+    before = decide(journal, 7, once="before", claim=old)
     claim(journal)
     with pytest.raises(FencedError, match="taken over"):
         WRITES[what](journal, old)
+    assert journal.decisions() == [before]
+    assert journal.record_test_look(KEY, "digits", ["a"]) == 1
     assert [(t.cell, t.state) for t in journal.trials(KEY)] == [("a", "planned")]
     found = journal.launch(KEY)
     assert found is not None
@@ -560,3 +599,4 @@ def test_record_test_look_counts_by_key_and_dataset(journal: Journal) -> None:
     assert journal.record_test_look(KEY, "digits", ["a", "b"]) == 2
     assert journal.record_test_look(KEY, "wine", ["a"]) == 1
     assert journal.record_test_look("other", "digits", ["a"]) == 1
+    assert journal.record_test_look(KEY, "digits", ["a"], claim=claim(journal)) == 3

@@ -96,7 +96,7 @@ def test_follow_of_a_sweep_that_nobody_began_is_refused(settings: Settings) -> N
         follow(settings, "other")
 
 
-def test_holder_of_a_key_is_a_live_process_within_its_lease(settings: Settings) -> None:
+def test_holder_of_a_key_is_a_live_process_here_or_one_elsewhere_within_its_lease(settings: Settings) -> None:
     with Journal.open(settings.journal_uri) as journal:
         assert journal.holder(KEY) is None
         claim = begin(journal, Owner.here())
@@ -104,7 +104,8 @@ def test_holder_of_a_key_is_a_live_process_within_its_lease(settings: Settings) 
         journal.release(claim, state="stopped", summary={})
         assert journal.holder(KEY) is None
         experiment = journal.launches()[0].spec
-        journal.claim(KEY, experiment="watched", spec=experiment, owner=Owner.here(), lease_s=-1)
+        elsewhere = Owner(host="some-other-host", pid=1, started=1.0)
+        journal.claim(KEY, experiment="watched", spec=experiment, owner=elsewhere, lease_s=-1)
         assert journal.holder(KEY) is None
 
 
