@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import ray
@@ -22,10 +23,19 @@ from tiltyard.settings import Settings
 def main(home: Path, data: str, gate: Path) -> None:
     """Runs the sweep, loses the node, prints what came out."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})
+    try:
+        told = sweep_and_lose(cluster, sweeps.settings_at(home, data), gate)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+    print(json.dumps(told))
+
+
+def sweep_and_lose(cluster: Cluster, settings: Settings, gate: Path) -> dict[str, Any]:
+    """The sweep; both nodes hold a pack when one of them is lost."""
     worker = cluster.add_node(num_cpus=1, object_store_memory=200 << 20)
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
-    settings: Settings = sweeps.settings_at(home, data)
     lost: list[int] = []
 
     def lose_the_node() -> None:
@@ -42,13 +52,7 @@ def main(home: Path, data: str, gate: Path) -> None:
         outcome = sweeps.run_launch(settings, sweeps.gated(gate, steps=2))
     ranked = {d: [dataclasses.asdict(s) for s in rows] for d, rows in sweeps.standings(outcome.leaderboard).items()}
     tries = [[a.pack_id, a.number, a.state] for a in sweeps.attempts(settings, outcome.claim.key)]
-    print(
-        json.dumps(
-            {"state": outcome.state, "standings": ranked, "attempts": tries, "packs_on_the_lost_node": len(lost)}
-        )
-    )
-    ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    return {"state": outcome.state, "standings": ranked, "attempts": tries, "packs_on_the_lost_node": len(lost)}
 
 
 if __name__ == "__main__":
