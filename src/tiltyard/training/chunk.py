@@ -62,8 +62,10 @@ class Model:
         return Batch(self.inputs(x), target, len(x))
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Rows as chunks read them."""
-        return x.flatten(1).t().contiguous().unsqueeze(0) if self.parts is not None else x.contiguous()
+        """Rows as chunks read them: always a copy, for a product may add in another order where memory is aligned otherwise."""
+        if self.parts is None:
+            return x.clone(memory_format=torch.contiguous_format)
+        return x.flatten(1).t().clone(memory_format=torch.contiguous_format).unsqueeze(0)
 
 
 class Chunk:

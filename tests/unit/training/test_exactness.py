@@ -184,3 +184,22 @@ def test_training_run_twice_is_the_same_to_the_last_bit(model: str, worlds: Any)
     assert np.array_equal(losses, again)
     assert all(np.array_equal(scores[n], scores_again[n]) for n in scores)
     assert all(torch.equal(a, b) for a, b in zip(params, params_again, strict=True))
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "resmlp", "cnn"])
+def test_training_on_rows_that_lie_elsewhere_in_memory_is_the_same_to_the_last_bit(model: str, worlds: Any) -> None:
+    """As rows from shared memory do, from run to run."""
+    world = worlds["multiclass"]
+    case = Case(world, world.spec(model))
+    batches = world.batches()
+    moved = []
+    for i, (x, y) in enumerate(batches):
+        room = torch.zeros(x.numel() + 7)
+        elsewhere = room[1 + i : 1 + i + x.numel()].view(x.shape)
+        elsewhere.copy_(x)
+        moved.append((elsewhere, y))
+    packs = [Pack.create(case.spec, case.members) for _ in range(2)]
+    packs[0].train_epoch(batches)
+    packs[1].train_epoch(moved)
+    for member in case.members:
+        assert torch.equal(flat(packs[0], member.name), flat(packs[1], member.name))
