@@ -197,7 +197,9 @@ def pack_mlp_vs_tune() -> Iterable[Figure]:
 
 def tracking() -> Iterable[Figure]:
     """Training with the MLflow writer on against without it, and what a trial costs to have it all in MLflow."""
-    on, off, cost = [], [], []
+    on: list[float] = []
+    off: list[float] = []
+    cost: list[float] = []
     with one_ray() as folder:
         sweep(folder / "warm", digits_experiment(9), tracked=False)
         for run, is_on in enumerate((True, False, False, True)):  # neither side is always the first

@@ -195,7 +195,7 @@ def dead_owner() -> Owner:
 def test_sweep_whose_key_a_live_process_holds_is_refused(data: str, tmp_path: Path) -> None:
     other = sweeps.settings_at(tmp_path, data)
     wanted = experiment()
-    _, facts = prepare(other, wanted, DatasetStore(other.data_uri))
+    _, facts = prepare(wanted, DatasetStore(other.data_uri))
     key = plan(wanted, facts, code_digest=sweeps.DIGEST).key
     with Journal.open(other.journal_uri) as journal:
         claim = journal.claim(key, experiment="small", spec=wanted.to_json(), owner=Owner.here())

@@ -101,7 +101,8 @@ def test_remaining_after_any_number_of_packs_is_what_the_machine_then_runs(
         run.report(PackDone(pack.pack_id, scores))
     steps = {s.trial.cell: s for s in left(of, known)}
     assert set(steps) == {t.cell for t in of.trials}
-    again, will_run = machine(), {}
+    again = machine()
+    will_run: dict[str, tuple[int, int]] = {}
     while (pack := again.next()) is not None:
         will_run |= dict.fromkeys(pack.cells, (pack.from_epoch, pack.to_epoch))
     assert {c: (s.from_epoch, s.to_epoch) for c, s in steps.items() if s.action in {RUN, CONTINUE}} == will_run
