@@ -14,7 +14,7 @@ import pack_problems as work
 from harness import Benchmark, Figure
 
 PROCESSES = 2
-RUNS = 5
+RUNS = 3
 
 
 class Pair:
@@ -30,11 +30,11 @@ class Pair:
         futures = [pool.submit(do, *args, *per(i)) for i, pool in enumerate(self._pools)]
         return [future.result() for future in futures]
 
-    def seconds(self, do: Callable[..., Any], *args: Any, per: Callable[[int], tuple[Any, ...]]) -> float:
-        """Wall time of both."""
+    def seconds(self, do: Callable[..., Any], *args: Any, per: Callable[[int], tuple[Any, ...]]) -> tuple[float, float]:
+        """Wall time of both, and the CPU time of the slower."""
         start = time.perf_counter()
-        self.all(do, *args, per=per)
-        return time.perf_counter() - start
+        told = self.all(do, *args, per=per)
+        return time.perf_counter() - start, max(cpu for cpu, _ in told)
 
 
 @contextmanager
@@ -55,22 +55,24 @@ def versus(
     with pair(problem) as workers:
         why = workers.all(work.compile_step)[0]
         kinds = [k for k in work.LOOPS if k != "compiled" or not why]
-        times: dict[str, list[float]] = {kind: [] for kind in [*kinds, "pack"]}
+        times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in [*kinds, "pack"]}
         for _ in range(RUNS):  # in turns, so that what else this machine does falls on all alike
             for kind in kinds:
-                times[kind].append(workers.seconds(work.loop_work, kind, per=lambda i: (i * share, few)) * share / few)
+                times[kind].append(workers.seconds(work.loop_work, kind, per=lambda i: (i * share, few)))
             times["pack"].append(workers.seconds(work.pack_work, per=lambda i: (i * share, share, chunk)))
-        loops = {kind: statistics.median(times[kind]) for kind in kinds}
-        packed = statistics.median(times["pack"])
+        loops = {kind: statistics.median(wall for wall, _ in times[kind]) * share / few for kind in kinds}
+        packed = statistics.median(wall for wall, _ in times["pack"])
         fastest = min(loops, key=lambda k: loops[k])
         ours = workers.all(work.pack_work, per=lambda i: (i * share, few, chunk))
         theirs = workers.all(work.loop_work, fastest, per=lambda i: (i * share, few))
         apart = sorted(abs(a - b) for o, t in zip(ours, theirs, strict=True) for a, b in zip(o[1], t[1], strict=True))
         bound = workers.all(work.ceilings, min(64, share)) if problem != "cnn" else []
         alone, wide = (statistics.mean(workers.all(do)) for do in (work.convolutions_us, work.gflops_of_a_product))
+    cpu = {kind: statistics.median(busy for _, busy in times[kind]) for kind in (fastest, "pack")}
     told = ", ".join(f"{k} {v:.1f} s" for k, v in loops.items()) + (f"; compiled: {why}" if why else "")
     note = f"{told} for all {trials} (from {sample} trials). "
     note += f"Validation accuracies of those {sample}: {statistics.median(apart):.4f} apart, {apart[-1]:.4f} at most. "
+    note += f"In CPU time, which other programs disturb less: {cpu[fastest] * share / few / cpu['pack']:.2f}x. "
     if bound:
         steps = work.problem(problem).steps
         products, update = (statistics.mean(b[k] for b in bound) * steps * share / 1e6 for k in ("products", "update"))

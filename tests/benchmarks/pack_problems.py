@@ -185,18 +185,18 @@ def compile_step() -> str:
 
 
 def pack_work(first: int, count: int, chunk: int | None) -> tuple[float, list[float]]:
-    """Seconds and accuracies of some trials, packed."""
-    start = time.perf_counter()
+    """CPU seconds and accuracies of some trials, packed."""
+    start = time.process_time()
     found = run_pack(_HELD["problem"], members(count, first=first), chunk=chunk)
-    return time.perf_counter() - start, found
+    return time.process_time() - start, found
 
 
 def loop_work(kind: str, first: int, count: int) -> tuple[float, list[float]]:
-    """Seconds and accuracies of some trials, one after another."""
+    """CPU seconds and accuracies of some trials, one after another."""
     loop = _HELD["compiled"] if kind == "compiled" else Loop(kind, _HELD["problem"])
-    start = time.perf_counter()
+    start = time.process_time()
     found = loop.run(members(count, first=first))
-    return time.perf_counter() - start, found
+    return time.process_time() - start, found
 
 
 def ceilings(chunk: int) -> dict[str, float]:
