@@ -29,13 +29,15 @@ JOB = """
 import json, os, sys
 import ray
 from tiltyard.settings import Settings
+from tiltyard.sweep.engine.ray_runtime import check_address, submitted_job
+check_address()
 ray.init()
 @ray.remote
 def home():
     return str(Settings.from_env().home)
 s = Settings.from_env()
 found = {"home": str(s.home), "journal": s.journal_uri, "tracking": s.tracking_uri, "python": sys.executable,
-         "in_worker": ray.get(home.remote()), "cpus": ray.cluster_resources()["CPU"]}
+         "in_worker": ray.get(home.remote()), "cpus": ray.cluster_resources()["CPU"], "job": submitted_job()}
 print("FOUND " + json.dumps(found))
 """
 
@@ -153,6 +155,9 @@ def test_submit_line_of_status_runs_a_job_that_finds_the_same_stores(up: Cli, tm
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.split("FOUND ")[1].splitlines()[0])
+    job = found.pop("job")
+    assert job.startswith("raysubmit_")
+    assert f"'{job}' submitted successfully" in done.stdout
     assert found == {
         "home": str(up.settings.home),
         "journal": up.settings.journal_uri,
@@ -164,7 +169,10 @@ def test_submit_line_of_status_runs_a_job_that_finds_the_same_stores(up: Cli, tm
 
 
 def test_driver_on_this_machine_joins_by_the_environment_of_join(up: Cli) -> None:
-    code = "import ray; ray.init(log_to_driver=False); print('CPUS', ray.cluster_resources()['CPU'])"
+    code = (
+        "import ray; from tiltyard.sweep.engine.ray_runtime import check_address; check_address(); "
+        "ray.init(log_to_driver=False); print('CPUS', ray.cluster_resources()['CPU'])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**up.env, **local.join(up.settings)},
