@@ -364,7 +364,8 @@ def leaderboard_view(board: Leaderboard, *, limit: int | None = 10, datasets: Se
     for name in names:
         parts += [leaderboard_table(board, name, limit=limit), Text("")]
     if any(row.tied_with_best for name in names for row in board.tables[name]):
-        parts.append(Text("= cannot be told apart from the best on the test rows (paired bootstrap, Holm, 5%)", "dim"))
+        how = f"{board.comparison}, {board.metric}, Holm, 5%"
+        parts.append(Text(f"= cannot be told apart from the best on the test rows ({how})", "dim"))
     if board.test_looks > 1:
         parts.append(
             Text(

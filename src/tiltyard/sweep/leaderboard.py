@@ -4,8 +4,7 @@ Trials are ranked on the validation split. The few best of each dataset, the fin
 untouched test split, row by row, so that two of them can be compared on the same rows.
 
 Intervals are percentile bootstrap over rows (Efron & Tibshirani 1993), seeded; for accuracy the Wilson score interval
-(Wilson 1927). "Cannot be told apart from the best" is a paired bootstrap of the difference, with Holm's correction
-(Holm 1979) for the number of finalists compared.
+(Wilson 1927). "Cannot be told apart from the best" is `tiltyard.sweep.comparison`'s.
 """
 
 from __future__ import annotations
@@ -16,17 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tiltyard.errors import SpecError
+from tiltyard.sweep.comparison import comparison_of
 from tiltyard.types import METRICS, Mode
 
 SCHEMA_VERSION = 1
-BOOTSTRAPS = 2000
-BOOTSTRAP_CELLS = 4_000_000
-"""Resamples x rows that are drawn at once: 64 MB, however many rows the test split has."""
-Array = npt.NDArray[np.float64]
+OLD_COMPARISON = "paired bootstrap of rows"
+"""What ties were found with before it was written down beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +81,8 @@ class Leaderboard:
     mode: str
     tables: Mapping[str, tuple[Row, ...]]
     test_looks: int = 1
+    comparison: str = OLD_COMPARISON
+    """How ties with the best were found on the test rows."""
 
     def best(self, dataset: str) -> Row | None:
         """The first of a dataset's table, if any trial has a score."""
@@ -197,7 +194,13 @@ def leaderboard(
             for i, r in enumerate(ordered, start=1)
         )
     return Leaderboard(
-        experiment=experiment, key=key, metric=metric, mode=str(mode), tables=tables, test_looks=test_looks
+        experiment=experiment,
+        key=key,
+        metric=metric,
+        mode=str(mode),
+        tables=tables,
+        test_looks=test_looks,
+        comparison=comparison_of(metric).value,
     )
 
 
@@ -210,43 +213,6 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
     p = successes / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
-def bootstrap_means(per_row: Array, *, seed: int = 0, draws: int = BOOTSTRAPS) -> Array:
-    """Means of resampled rows: ``per_row`` (rows,) or (rows, models) gives (draws,) or (draws, models)."""
-    rng = np.random.default_rng(seed)
-    n = len(per_row)
-    at_once = max(1, BOOTSTRAP_CELLS // n)
-    means = []
-    for start in range(0, draws, at_once):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(at_once, draws - start)).astype(np.float64)
-        means.append(counts @ per_row / n)
-    return np.concatenate(means)
-
-
-def ties_with_best(per_row: Mapping[str, Array], mode: Mode, *, alpha: float = 0.05, seed: int = 0) -> frozenset[str]:
-    """Cells whose mean per-row score does not differ from the first one's at ``alpha``, Holm-corrected.
-
-    Args:
-        per_row: By cell, best first, one value a test row, the same rows for all.
-        mode: Which direction is better.
-        alpha: Family-wise error rate.
-        seed: Of the bootstrap.
-    """
-    cells = list(per_row)
-    if len(cells) < 2:
-        return frozenset()
-    stacked = np.stack([per_row[c] for c in cells], axis=1) * mode.sign
-    differences = bootstrap_means(stacked[:, :1] - stacked[:, 1:], seed=seed)
-    # Both sides count a difference of exactly 0: equal predictions have p = 1, not 0.
-    not_better, not_worse = (differences <= 0).mean(axis=0), (differences >= 0).mean(axis=0)
-    p = {c: float(min(1.0, 2 * min(a, b))) for c, a, b in zip(cells[1:], not_better, not_worse, strict=True)}
-    apart: set[str] = set()
-    for i, cell in enumerate(sorted(p, key=lambda c: p[c])):
-        if p[cell] > alpha / (len(p) - i):
-            break
-        apart.add(cell)
-    return frozenset(set(cells[1:]) - apart)
 
 
 def dumps(board: Leaderboard) -> str:

@@ -47,6 +47,24 @@ def scores(task: Task, outputs: Tensor, y: Tensor, metrics: Sequence[str]) -> di
     return {name: np.where(finite, value, np.nan) for name, value in found.items()}
 
 
+def per_row(task: Task, outputs: Tensor, y: Tensor, metric: str) -> Array:
+    """One model's score of each row, for a metric that is the mean of its rows; ``(N,)``.
+
+    Args:
+        task: Of the labels.
+        outputs: ``(N, C)``, raw.
+        y: Labels as `tiltyard.types.Task` says.
+        metric: One of `ROW_METRICS`.
+
+    Raises:
+        TrainingError: If the metric is no mean of rows.
+    """
+    if metric not in _ROWS:
+        raise TrainingError(f"{metric!r} is no mean over rows; those that are: {', '.join(sorted(_ROWS))}.")
+    value: Array = _ROWS[metric](outputs[None], y, task)[0].double().cpu().numpy()
+    return value
+
+
 def _predicted(outputs: Tensor) -> Tensor:
     """The class of the largest output, the first of equals, ``(K, N)``.
 
@@ -111,13 +129,18 @@ def _f1_macro(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
 
 
 def _log_loss(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    return _log_losses(outputs, y, task).mean((-1, -2) if task is Task.MULTILABEL else -1)
+
+
+def _log_losses(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """``(K, N)``, for several labels ``(K, N, C)``."""
     if task is Task.MULTILABEL:
         bce = torch.nn.functional.binary_cross_entropy_with_logits(
             outputs.double(), y.double().expand_as(outputs), reduction="none"
         )
-        return bce.clamp(max=-_LEAST).mean((-1, -2))
+        return bce.clamp(max=-_LEAST)
     log_p = torch.log_softmax(outputs, -1).gather(-1, y.expand(len(outputs), -1).unsqueeze(-1)).squeeze(-1)
-    return -log_p.double().clamp(min=_LEAST).mean(-1)
+    return -log_p.double().clamp(min=_LEAST)
 
 
 def _roc_auc(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
@@ -141,10 +164,15 @@ def _mean_ranks(values: Tensor) -> Tensor:
 
 def _brier(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
     """Mean squared error of the probability of class 1, or, for more classes, summed over them (Brier 1950)."""
+    return _briers(outputs, y, task).mean(-1)
+
+
+def _briers(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
+    """``(K, N)``."""
     p = torch.softmax(outputs.double(), -1)
     if task is Task.BINARY:
-        return ((p[..., 1] - y.double()) ** 2).mean(-1)
-    return ((p - torch.nn.functional.one_hot(y, p.shape[-1])) ** 2).sum(-1).mean(-1)
+        return (p[..., 1] - y.double()) ** 2
+    return ((p - torch.nn.functional.one_hot(y, p.shape[-1])) ** 2).sum(-1)
 
 
 def _subset_accuracy(outputs: Tensor, y: Tensor, task: Task) -> Tensor:
@@ -190,3 +218,16 @@ _SCORES: dict[str, Callable[[Tensor, Tensor, Task], Tensor]] = {
     "mae": _mae,
     "r2": _r2,
 }
+
+_ROWS: dict[str, Callable[[Tensor, Tensor, Task], Tensor]] = {
+    "accuracy": lambda outputs, y, _: outputs.argmax(-1) == y,
+    "subset_accuracy": lambda outputs, y, _: ((outputs > 0) == (y > 0.5)).all(-1),
+    "log_loss": lambda outputs, y, task: (
+        _log_losses(outputs, y, task).mean(-1) if task is Task.MULTILABEL else _log_losses(outputs, y, task)
+    ),
+    "brier": _briers,
+    "mse": lambda outputs, y, _: ((outputs.double() - y) ** 2).mean(-1),
+    "mae": lambda outputs, y, _: (outputs.double() - y).abs().mean(-1),
+}
+ROW_METRICS = frozenset(_ROWS)
+"""Metrics that are the mean of a value a row."""

@@ -252,7 +252,7 @@ def test_leaderboard_view_with_ties_marks_them_and_says_what_the_mark_means() ->
     )
     told = text_of(leaderboard_view(board, limit=1))
     assert "0.9000 [0.8000, 0.9500] =" in told
-    assert "= cannot be told apart from the best" in told
+    assert "= cannot be told apart from the best on the test rows (exact McNemar test, accuracy, Holm, 5%)" in told
     assert "mlp@wine/001" in told, "finalists are shown whatever the limit"
     assert "mlp@wine/002" not in told
     assert "1 more: tiltyard leaderboard x --all" in told

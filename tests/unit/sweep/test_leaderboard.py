@@ -2,11 +2,9 @@
 
 import itertools
 import json
-import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +15,9 @@ from tiltyard.sweep import leaderboard as lb
 from tiltyard.sweep.leaderboard import (
     Leaderboard,
     Result,
-    bootstrap_means,
     finalists,
     leaderboard,
     rank,
-    ties_with_best,
     wilson,
 )
 from tiltyard.types import Mode
@@ -146,41 +142,8 @@ def test_wilson_interval_is_that_of_scipy(successes: int, n: int) -> None:
     assert wilson(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
-def test_bootstrap_means_in_parts_have_the_spread_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.random.default_rng(1).normal(size=(400, 2))
-    monkeypatch.setattr(lb, "BOOTSTRAP_CELLS", 400 * 300)
-    means = bootstrap_means(rows, seed=3, draws=2000)
-    assert means.shape == (2000, 2)
-    assert means.mean(axis=0) == pytest.approx(rows.mean(axis=0), abs=0.01)
-    assert means.std(axis=0) == pytest.approx(rows.std(axis=0) / math.sqrt(400), rel=0.08)
-    assert len(np.unique(means[:, 0])) == 2000
-
-
-def correct(share: float, rows: int = 500, seed: int = 0) -> Any:
-    return (np.random.default_rng(seed).random(rows) < share).astype(np.float64)
-
-
-def test_ties_with_best_of_equal_predictions_are_ties() -> None:
-    same = correct(0.9)
-    assert ties_with_best({"a": same, "b": same.copy(), "c": same.copy()}, Mode.MAX) == {"b", "c"}
-
-
-@pytest.mark.parametrize("mode", list(Mode))
-def test_ties_with_best_tells_a_clear_difference_from_a_small_one(mode: Mode) -> None:
-    best = correct(0.9)
-    near = best.copy()
-    near[0] = 1 - near[0]
-    told = ties_with_best({"a": best, "far": correct(0.6, seed=1), "near": near}, mode)
-    assert told == {"near"}
-
-
-def test_ties_with_best_of_one_is_nobody() -> None:
-    assert ties_with_best({"a": correct(0.5)}, Mode.MAX) == frozenset()
-
-
-def test_ties_with_best_of_equally_good_models_calls_few_apart() -> None:
-    wrong = 0
-    for seed in range(60):
-        models = {str(m): correct(0.8, rows=200, seed=1000 * seed + m) for m in range(4)}
-        wrong += len(ties_with_best(models, Mode.MAX, seed=seed)) < 3
-    assert wrong <= 8  # 5% of 60 are 3; the seeds are fixed
+def test_leaderboard_says_how_ties_were_found_and_an_old_one_that_it_was_a_bootstrap() -> None:
+    board = board_of([result()])
+    assert board.comparison == "exact McNemar test"
+    old = {name: value for name, value in board.to_json().items() if name != "comparison"}
+    assert Leaderboard.from_json(old).comparison == "paired bootstrap of rows"

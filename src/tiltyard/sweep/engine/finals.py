@@ -1,12 +1,12 @@
 """The one look at the test split: scores the finalists of each dataset on the same rows. A second look is recorded.
 
-The rows come through the preprocessing that was fitted on the training split. Intervals and ties are
-`tiltyard.sweep.leaderboard`'s.
+The rows come through the preprocessing that was fitted on the training split. Which finalists cannot be told apart from
+the best is decided on the ranking metric, by `tiltyard.sweep.comparison`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiltyard.experiment import Experiment
-from tiltyard.journal import CellScore, Journal
+from tiltyard.journal import CellScore, Claim, Journal
 from tiltyard.preprocessing import Preprocessor
+from tiltyard.sweep.comparison import Comparison, bootstrap, comparison_of, mcnemar, sign_flip, ties
 from tiltyard.sweep.engine.layout import Layout
 from tiltyard.sweep.engine.predict import open_trial, predict
-from tiltyard.sweep.leaderboard import Result, TestScore, ties_with_best, wilson
+from tiltyard.sweep.leaderboard import Result, TestScore, wilson
 from tiltyard.sweep.plan import Trial
-from tiltyard.types import Mode, Task
+from tiltyard.types import Task
 
 Array = npt.NDArray[Any]
 BOOTSTRAP_CELLS = 4_000_000
@@ -36,24 +37,28 @@ def look_at_test(
     trials: Mapping[str, Trial],
     known: Mapping[tuple[str, int], CellScore],
     prepared: Mapping[str, tuple[pa.Table, Preprocessor]],
-    key: str,
+    claim: Claim,
 ) -> tuple[dict[str, TestScore], frozenset[str], int]:
-    """Test scores by cell, the cells that cannot be told apart from their dataset's best, and how many looks that makes."""
+    """Test scores by cell, the cells that cannot be told apart from their dataset's best, and how many looks that makes.
+
+    Raises:
+        FencedError: If the claim was taken over; the look is then the new holder's.
+    """
     scores: dict[str, TestScore] = {}
     tied: set[str] = set()
     looks = 0
     for dataset, results in finalists.items():
         if not results or dataset not in prepared:
             continue
-        looks = max(looks, journal.record_test_look(key, dataset, [r.cell for r in results]))
+        looks = max(looks, journal.record_test_look(claim.key, dataset, [r.cell for r in results], claim=claim))
         table, preprocessor = prepared[dataset]
         x, y = preprocessor.transform(table), preprocessor.transform_label(table)
-        per_row = {}
+        task = trials[results[0].cell].task
+        outputs = {}
         for result in results:
-            outputs = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
-            per_row[result.cell] = row_scores(trials[result.cell].task, outputs, y)
-            scores[result.cell] = test_score(experiment, trials[result.cell].task, outputs, y)
-        tied |= ties_with_best(per_row, Mode.MAX)
+            outputs[result.cell] = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
+            scores[result.cell] = test_score(experiment, task, outputs[result.cell], y)
+        tied |= ties_with_best(experiment.objective.metric, task, outputs, y)
     return scores, frozenset(tied), looks
 
 
@@ -63,8 +68,64 @@ def outputs_of(layout: Layout, trial: Trial, score: CellScore, x: Array) -> Arra
     return predict(trained, x)
 
 
+def ties_with_best(metric: str, task: Task, outputs: Mapping[str, Array], y: Array, *, seed: int = 0) -> frozenset[str]:
+    """Cells whose metric cannot be told apart from the first one's on the same rows, at 5% over all of them.
+
+    Args:
+        metric: The ranking one; the test follows from it (`tiltyard.sweep.comparison`).
+        task: Of the labels.
+        outputs: By cell, best first: ``(rows, outputs)``.
+        y: Labels of the rows.
+        seed: Of what the test draws.
+    """
+    best, *others = outputs
+    if not others:
+        return frozenset()
+    how = comparison_of(metric)
+    if how is Comparison.BOOTSTRAP:
+        answers = [_answers(metric, task, out) for out in outputs.values()]
+        differing = [int((answer != answers[0]).any(axis=1).sum()) for answer in answers[1:]]
+        of_rows = _metric_of_rows(metric, task, list(outputs.values()), y)
+        p = bootstrap(of_rows, len(y), differing=differing, seed=seed)
+        return ties(dict(zip(others, map(float, p), strict=True)))
+    per_row = {cell: _per_row(metric, task, out, y) for cell, out in outputs.items()}
+    if how is Comparison.MCNEMAR:
+        return ties({cell: mcnemar(per_row[best], per_row[cell]) for cell in others})
+    return ties({cell: sign_flip(per_row[best] - per_row[cell], seed=seed) for cell in others})
+
+
+def _answers(metric: str, task: Task, outputs: Array) -> Array:
+    """What the metric sees of each row's outputs: the class, the labels, or all of them; ``(rows, ...)``."""
+    if metric in {"f1_macro", "balanced_accuracy"}:
+        return outputs > 0 if task is Task.MULTILABEL else outputs.argmax(axis=1)[:, None]
+    return outputs
+
+
+def _metric_of_rows(metric: str, task: Task, outputs: Sequence[Array], y: Array) -> Callable[[Array], Array]:
+    """The metric of all models on chosen rows."""
+    import torch
+
+    from tiltyard.training import scores
+
+    together, labels = torch.from_numpy(np.stack(outputs)), torch.from_numpy(y)
+
+    def of(rows: Array) -> Array:
+        chosen = torch.from_numpy(rows)
+        return scores(task, together[:, chosen], labels[chosen], (metric,))[metric]
+
+    return of
+
+
+def _per_row(metric: str, task: Task, outputs: Array, y: Array) -> Array:
+    import torch
+
+    from tiltyard.training.scores import per_row
+
+    return per_row(task, torch.from_numpy(outputs), torch.from_numpy(y), metric)
+
+
 def row_scores(task: Task, outputs: Array, y: Array) -> Array:
-    """One value a row, larger is better: correctness, or the negated squared error. Paired comparisons are made on it."""
+    """One value a row, larger is better: correctness, or the negated squared error."""
     if task in {Task.BINARY, Task.MULTICLASS}:
         return np.asarray(outputs.argmax(axis=1) == y, dtype=np.float64)
     if task is Task.MULTILABEL:
