@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tiltyard.errors import SpecError
+from tiltyard.types import OWN_TRAINING
 
 PINS = ("tiltyard", "torch", "lightgbm", "numpy", "scikit-learn", "scipy", "pyarrow", "ray")
 
@@ -94,7 +95,7 @@ def _starts(job_file: Path | None, models: Sequence[str], root: Path, *, beside:
     starts = [job_file.resolve()] if job_file is not None else []
     beside = job_file.resolve().parent if job_file is not None else (beside or root)
     for model in models:
-        module, colon, _ = model.partition(":")
+        module, colon, _ = model.removeprefix(OWN_TRAINING).partition(":")
         if not colon:
             continue
         files = _files_of(module, root, beside)

@@ -105,7 +105,9 @@ class Variant(_Spec):
     Args:
         name: Shown in leaderboards; unique in the experiment.
         model: A family of `tiltyard.models` (``logistic``, ``mlp``, ``resmlp``, ``cnn``, ``lightgbm``, ...) or the
-            import path ``package.module:Class`` of a ``torch.nn.Module`` or of a function that returns one.
+            import path ``package.module:Class`` of a ``torch.nn.Module`` or of a function that returns one, or
+            ``train:package.module:function`` for training of your own: ``train(config, data, report)``, trained to the
+            end (no early stopping), ranked, but not tested or registered.
         fixed: Hyperparameters that every trial of the variant shares.
         space: Hyperparameters that are searched.
         trials: How many of the search's trials this variant gets on each dataset; None shares out evenly what the others

@@ -14,6 +14,9 @@ from tiltyard.errors import SpecError
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 """Names of experiments, variants and datasets; they become file and alias names."""
 
+OWN_TRAINING = "train:"
+"""Begins the model of a variant whose training is a user's own function: ``train:package.module:function``."""
+
 
 class Task(StrEnum):
     """What a model predicts. Decides the loss, the scores it has, and the shape of its output."""

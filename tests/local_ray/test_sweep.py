@@ -16,8 +16,9 @@ import sweeps
 from mlflow import MlflowClient
 
 from tiltyard.data.store import DatasetStore
+from tiltyard.distributions import choice
 from tiltyard.errors import AlreadyClaimedError, PreflightError
-from tiltyard.experiment import Experiment, Halving, Resources, Search
+from tiltyard.experiment import Experiment, Halving, Resources, Search, Variant
 from tiltyard.journal import Journal, Owner
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import ENDED
@@ -29,6 +30,8 @@ from tiltyard.types import DatasetRef
 pytestmark = pytest.mark.ray
 
 DIVERGES = "mlp@rings/000"
+POINTS: dict[str, Any] = {"mlp": ({"lr": 1e30, "dropout": 0.0},)}
+OWN_POINTS: tuple[dict[str, Any], ...] = ({"how": "well"}, {"how": "exit"})
 
 
 def experiment(**changes: Any) -> Experiment:
@@ -37,7 +40,7 @@ def experiment(**changes: Any) -> Experiment:
         trials=6,
         halving=Halving(rungs=(1, 2), keep=1 / 2),
         finalists=2,
-        points={"mlp": ({"lr": 1e30, "dropout": 0.0},)},
+        points=POINTS,
     )
     return sweeps.experiment(**{"search": search, **changes})
 
@@ -225,11 +228,22 @@ def test_sweep_records_how_its_packs_were_cut(swept: Outcome, journal: Journal) 
     assert "every launch of this key" in cut.outcome
 
 
-def test_sweep_with_more_trials_runs_only_the_new_ones(swept: Outcome, settings: Settings, journal: Journal) -> None:
-    search = experiment().search.model_copy(update={"trials": 8})
-    more = sweeps.run_launch(settings, experiment(search=search, datasets=(DatasetRef("rings"),)))
+@pytest.fixture(scope="module")
+def more(swept: Outcome, settings: Settings) -> Outcome:
+    """More trials of the same variants, and training of a user's own beside them."""
+    own = Variant(name="own", model="train:users_training:misbehave", space={"how": choice("well", "exit")}, trials=2)
+    fours = [v.model_copy(update={"trials": 4}) for v in (sweeps.MLP, sweeps.LIGHTGBM)]
+    search = experiment().search.model_copy(update={"trials": 10, "points": {**POINTS, "own": OWN_POINTS}})
+    return sweeps.run_launch(
+        settings, experiment(search=search, variants=(*fours, own), datasets=(DatasetRef("rings"),))
+    )
+
+
+def test_sweep_with_more_trials_runs_only_the_new_ones(
+    swept: Outcome, more: Outcome, settings: Settings, journal: Journal
+) -> None:
     assert more.claim.key != swept.claim.key
-    assert len(more.results) == 8
+    assert len(more.results) == 10
     known = {cell for cell, _ in swept.scores}
     trained = {(a.rung, cell) for a in journal.attempts(more.claim.key) for cell in a.cells}
     assert not {cell for rung, cell in trained if rung == 0} & known
@@ -240,6 +254,14 @@ def test_sweep_with_more_trials_runs_only_the_new_ones(swept: Outcome, settings:
         if r.state == "done" and r.cell in before and before[r.cell].state == "done":
             assert r.score == before[r.cell].score
     assert set(runs_of(settings, more)) == {"parent", *(r.name for r in more.results)}
+
+
+def test_training_of_a_users_own_is_ranked_and_one_that_exits_fails_alone(more: Outcome) -> None:
+    own = [r for r in more.leaderboard.tables["rings"] if r.variant == "own"]
+    assert [(r.state, r.epoch, r.validation) for r in own] == [("done", 2, 0.5), ("failed", 0, None)]
+    assert own[1].reason == "its process exited with code 3 before train() returned"
+    assert all(r.test is None for r in own)
+    assert any(r.test is not None for r in more.leaderboard.tables["rings"])
 
 
 def test_sweep_charges_what_its_packs_held(swept: Outcome, journal: Journal) -> None:

@@ -15,7 +15,7 @@ from tiltyard.errors import SpecError
 from tiltyard.experiment import Experiment, Halving, Hyperband, Search, Variant, digest_of
 from tiltyard.sweep.brackets import brackets
 from tiltyard.sweep.space import draw
-from tiltyard.types import METRICS, Task
+from tiltyard.types import METRICS, OWN_TRAINING, Task
 
 CELL_SCHEMA = 1
 """Part of every cell: raised when training comes to mean something else for the same configuration."""
@@ -145,6 +145,12 @@ def _check_honoured(experiment: Experiment) -> None:
         raise SpecError(
             "search.replicates: this version of Tiltyard does not do that yet, and would otherwise ignore it. Leave it out."
         )
+    own = [v.name for v in experiment.variants if v.model.startswith(OWN_TRAINING)]
+    if own and experiment.champion is not None:
+        raise SpecError(
+            f"Variant {own[0]!r} is training of your own, which leaves no model that could be registered, yet champion is "
+            "set. Wanted: champion=None, or a torch.nn.Module by its import path, which Tiltyard trains and registers."
+        )
     if search.learns:
         seeded = sorted(v.name for v in experiment.variants if "seed" in {*v.fixed, *v.space})
         if isinstance(search.halving, Hyperband):
@@ -258,7 +264,7 @@ def _groups(
         points=search.points.get(variant.name, ()),
     )
     whole = group_of(experiment, variant, facts, configs, code_digest=code_digest)
-    if not isinstance(halving, Hyperband):
+    if not isinstance(halving, Hyperband) or variant.model.startswith(OWN_TRAINING):
         return (whole,)
     found, start = [], 0
     for bracket in brackets(halving, len(whole.trials)):
@@ -291,7 +297,7 @@ def group_of(
         suffix: Put behind ``variant@dataset`` where a variant has several groups on a dataset.
     """
     name = f"{variant.name}@{facts.name}"
-    halving = experiment.search.halving
+    halving = None if variant.model.startswith(OWN_TRAINING) else experiment.search.halving
     distinct: dict[str, Trial] = {}
     for index, config in enumerate(configs, start=first):  # where the seed is fixed or searched, a draw may come twice
         trial = _trial(experiment, variant, facts, name, index, config, code_digest)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tiltyard.errors import TrainingError
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.layout import Storage
+from tiltyard.types import OWN_TRAINING
 
 if TYPE_CHECKING:
     import torch
@@ -99,9 +100,14 @@ def execute(
             f"{assignment.dataset} has {train.num_rows} training and {validation.num_rows} validation rows; "
             "both are wanted. Change the split's fractions, or commit more rows."
         )
-    run = _queue if assignment.model == "lightgbm" else _pack
-    outcome = run(assignment, train, validation, storage, folder, device, on_epoch)
-    pq.write_table(pa.table(outcome.curve), folder / CURVES)
+    if assignment.model.startswith(OWN_TRAINING):
+        from tiltyard.sweep.engine.own import run_own
+
+        outcome = run_own(assignment, train, validation, Outcome(), on_epoch)
+    else:
+        run = _queue if assignment.model == "lightgbm" else _pack
+        outcome = run(assignment, train, validation, storage, folder, device, on_epoch)
+    pq.write_table(pa.table(outcome.curve or {"cell": [], "epoch": []}), folder / CURVES)
     return outcome
 
 

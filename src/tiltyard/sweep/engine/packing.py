@@ -10,6 +10,7 @@ from typing import Any
 from tiltyard.errors import SpecError, TiltyardError
 from tiltyard.experiment import Resources
 from tiltyard.sweep.plan import Group, Trial
+from tiltyard.types import OWN_TRAINING
 
 QUEUE_MODELS = frozenset({"lightgbm"})
 """Models whose trials cannot step together: a pack of them is a queue, one after another."""
@@ -19,9 +20,14 @@ and a longer pack loses more when its worker dies."""
 QUEUE_MEMBERS = 8
 
 
+def is_queued(model: str) -> bool:
+    """A pack of this model's trials is a queue."""
+    return model in QUEUE_MODELS or model.startswith(OWN_TRAINING)
+
+
 def shape_of(trial: Trial) -> str:
     """What must be equal inside a pack, as a string."""
-    if trial.model in QUEUE_MODELS:
+    if is_queued(trial.model):
         return trial.model
     from tiltyard.training import split_config
 
@@ -41,7 +47,7 @@ def pack_size_for(
     def size(group: Group, trials: Sequence[Trial]) -> int:
         if resources.pack != "auto":
             return resources.pack
-        most = QUEUE_MEMBERS if group.model in QUEUE_MODELS else MAX_MEMBERS.get(device, 256)
+        most = QUEUE_MEMBERS if is_queued(group.model) else MAX_MEMBERS.get(device, 256)
         return max(1, min(most, math.ceil(len(trials) / at_once)))
 
     return size
@@ -62,6 +68,11 @@ def check_trial(trial: Trial, validate: Callable[..., None] | None) -> None:
             from tiltyard.models.lightgbm import check_config
 
             check_config(trial.config)
+            return
+        if trial.model.startswith(OWN_TRAINING):
+            from tiltyard.sweep.engine.own import check_own
+
+            check_own(trial.model)
             return
         shared, member = _parts(trial.config)
         from tiltyard.training import Member

@@ -1,0 +1,199 @@
+"""A user's own training, ``Variant(model="train:package.module:function")``: one trial after another, each on its own.
+
+The function is called as ``train(config, data, report)`` (`tiltyard.sweep.engine.own_child.Data`) and reports scores with
+``report(epoch, accuracy=...)``. It runs in a process of its own; whatever it does, its trial ends in a named state with a
+reason, and the next one starts. It leaves no model: such trials are ranked, but not tested, registered or served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from tiltyard.errors import ModelError
+from tiltyard.models import builder
+from tiltyard.sweep.engine.assignment import Assignment, Seat
+from tiltyard.types import OWN_TRAINING
+
+if TYPE_CHECKING:
+    from tiltyard.sweep.engine.execute import Feed, Outcome
+
+PARAMETERS = ("config", "data", "report")
+_POLL_S = 0.2
+
+
+def check_own(model: str) -> None:
+    """The function of ``train:package.module:function`` can be imported and called.
+
+    Raises:
+        ModelError: If not.
+    """
+    import inspect
+
+    found = inspect.signature(builder(model.removeprefix(OWN_TRAINING))).parameters
+    if len(found) < len(PARAMETERS):
+        raise ModelError(
+            f"{model!r} takes ({', '.join(found)}); a function train(config, data, report) is wanted. A model goes by its "
+            "import path alone: 'package.module:Class'."
+        )
+
+
+class _Child:
+    """The process; started again after it died."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[str] | None = None
+        self._reports = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def train(self, asked: dict[str, Any], on_report: Callable[[Any, dict[str, Any]], str | None]) -> str | None:
+        """Trains one trial; why it failed, if it did.
+
+        ``on_report`` is told each report, and says what is wrong with it, if anything: the trial is then ended.
+        """
+        process = self._start()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+        for line in self._lines(process):
+            told = json.loads(line)
+            if "end" in told:
+                return None if told["end"] is None else str(told["end"])
+            wrong = on_report(*told["report"])
+            if wrong is not None:
+                self.end()
+                return wrong
+        return self._why_dead()
+
+    def end(self) -> None:
+        """Ends the process and all that it started."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._reports)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process = None
+
+    def _lines(self, process: subprocess.Popen[str]) -> Iterator[bytes]:
+        """What the process tells, line by line, until it has ended: something that it forked may keep the pipe open."""
+        rest = b""
+        while True:
+            ended = process.poll() is not None
+            if not select.select([self._reports], [], [], 0 if ended else _POLL_S)[0]:
+                if ended:
+                    return
+                continue
+            data = os.read(self._reports, 1 << 16)
+            if not data:
+                return
+            *whole, rest = (rest + data).split(b"\n")
+            yield from whole
+
+    def _start(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            self._reports, write = os.pipe()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tiltyard.sweep.engine.own_child", str(self._folder), str(write)],
+                stdin=subprocess.PIPE,
+                pass_fds=(write,),
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                start_new_session=True,
+            )
+            os.close(write)
+        return self._process
+
+    def _why_dead(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        self.end()
+        if code < 0:
+            return f"its process was ended by {signal.Signals(-code).name}; where nobody did that, memory ran out"
+        return f"its process exited with code {code} before train() returned"
+
+
+def run_own(
+    assignment: Assignment, train: Feed, validation: Feed, outcome: Outcome, on_epoch: Callable[[int], None]
+) -> Outcome:
+    """Trains each seat from epoch 0; scores, failures and curves go into ``outcome``."""
+    with tempfile.TemporaryDirectory(prefix="tiltyard-") as name:
+        for split, feed in (("train", train), ("validation", validation)):
+            for what, tensor in zip(("x", "y"), feed.all(), strict=True):
+                np.save(Path(name) / f"{what}_{split}.npy", tensor.numpy())
+        with _Child(Path(name)) as child:
+            for done, seat in enumerate(assignment.seats, start=1):
+                began = time.perf_counter()
+                _run_seat(child, assignment, seat, outcome)
+                outcome.seconds[seat.cell] = time.perf_counter() - began
+                on_epoch(assignment.to_epoch * done // len(assignment.seats))
+    return outcome
+
+
+def _run_seat(child: _Child, assignment: Assignment, seat: Seat, outcome: Outcome) -> None:
+    last: dict[str, float] = {}
+
+    def on_report(epoch: Any, metrics: dict[str, Any]) -> str | None:
+        wrong = _wrong(epoch, metrics, assignment.metrics)
+        if wrong is None:
+            scores = {m: float(metrics[m]) for m in assignment.metrics}
+            outcome.add_point(seat.cell, epoch, float(metrics.get("train_loss", math.nan)), scores)
+            last.clear()
+            last.update(scores)
+        return wrong
+
+    asked = {
+        "train": assignment.model.removeprefix(OWN_TRAINING),
+        "config": dict(seat.config),
+        "seed": seat.seed,
+        "epochs": assignment.to_epoch,
+        "task": str(assignment.task),
+        "num_outputs": assignment.num_outputs,
+    }
+    reason = child.train(asked, on_report)
+    if reason is None and not last:
+        reason = f"train() returned without a report; report(epoch, {assignment.metrics[0]}=...) is wanted"
+    if reason is None:
+        outcome.scores[seat.cell] = last
+    else:
+        outcome.failed[seat.cell] = reason
+
+
+def _wrong(epoch: Any, metrics: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
+    """What is wrong with a report, if anything."""
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+        return f"report() was told epoch {epoch!r}; a whole number from 1 on is wanted"
+    for name in wanted:
+        if name not in metrics:
+            return f"report() was not told {name}; it was told {', '.join(sorted(metrics)) or 'nothing'}"
+        value = metrics[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"report() was told {name}={value!r}; a number is wanted"
+        if not math.isfinite(value):
+            return f"diverged: {name} is not a finite number at epoch {epoch}"
+    return None

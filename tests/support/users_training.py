@@ -1,0 +1,71 @@
+"""Training as a user writes it, and all that can go wrong in it: ``train:users_training:nearest``."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Report = Callable[..., None]
+
+
+def nearest(config: Mapping[str, Any], data: Any, report: Report) -> None:
+    """The nearest class centre, moved a little each epoch."""
+    classes = range(data.num_outputs)
+    centres = np.stack([data.x_train[data.y_train == c].mean(0) for c in classes]) * config["scale"]
+    for epoch in range(1, data.epochs + 1):
+        distance = ((data.x_validation[:, None, :] - centres[None]) ** 2).sum(-1)
+        report(epoch, accuracy=(distance.argmin(1) == data.y_validation).mean(), log_loss=1.0 / epoch)
+        centres = centres * 0.9
+
+
+def misbehave(config: Mapping[str, Any], data: Any, report: Report) -> None:
+    """Does what ``config["how"]`` says, for a trial must end in a named state whatever its function does."""
+    scores: dict[str, Any] = {"accuracy": 0.5, "log_loss": 0.7}
+    how = config["how"]
+    if how == "well":
+        report(1, **scores)
+    elif how == "raise":
+        raise ValueError("the learning rate is on holiday")
+    elif how == "string":
+        report(1, **{**scores, "accuracy": "high"})
+    elif how == "nan":
+        report(1, **{**scores, "accuracy": math.nan})
+    elif how == "other":
+        report(1, precision=0.5)
+    elif how == "epoch":
+        report("first", **scores)
+    elif how == "object":
+        report(1, **{**scores, "accuracy": object()})
+    elif how == "exit":
+        os._exit(3)
+    elif how == "sys-exit":
+        raise SystemExit(4)
+    elif how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "memory":
+        report(1, accuracy=float(np.ones(1 << 44).sum()), log_loss=0.0)
+    elif how == "fork":
+        if os.fork() == 0:
+            signal.pause()
+        report(1, **scores)
+    elif how == "fork-and-exit":
+        if os.fork() == 0:
+            signal.pause()
+        os._exit(5)
+    elif how == "print":
+        print("accuracy is", scores["accuracy"])  # not a report
+
+
+def too_few(config: Mapping[str, Any]) -> None:
+    """Takes too little."""
+
+
+def sleeps(config: Mapping[str, Any], data: Any, report: Report) -> None:
+    """Says who it is, and never ends by itself."""
+    print(os.getpid(), flush=True)
+    signal.pause()
