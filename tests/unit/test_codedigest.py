@@ -144,3 +144,60 @@ def test_code_digest_of_a_model_that_cannot_be_imported_names_it(root: Path) -> 
 def test_code_digest_imports_nothing_of_the_users(root: Path) -> None:
     digest(root, "pkg.net:Net")
     assert not {"pkg", "helpers", "inside"} & set(sys.modules)
+
+
+@pytest.fixture
+def apart(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job with a model beside it, in a folder that is not below the working directory; the latter."""
+    put(root, beside__job="import own\n", beside__own="import width\nclass Net: pass\n", beside__width="WIDTH = 1\n")
+    (root / "cwd").mkdir()
+    monkeypatch.chdir(root / "cwd")
+    monkeypatch.syspath_prepend(str(root / "beside"))
+    return root / "cwd"
+
+
+@pytest.mark.parametrize("changed", ["own", "width"])
+@pytest.mark.parametrize("models", [(), ("own:Net",), ("own:train",)])
+def test_code_digest_of_a_job_started_from_elsewhere_covers_what_is_beside_it(
+    apart: Path, changed: str, models: tuple[str, ...]
+) -> None:
+    job = apart.parent / "beside" / "job.py"
+    before = code_digest(job, models, pins=PIN)
+    with (job.parent / f"{changed}.py").open("a") as file:
+        file.write("y = 2\n")
+    assert code_digest(job, models, pins=PIN) != before
+
+
+def test_code_digest_is_the_same_from_whichever_folder_a_job_is_started(apart: Path) -> None:
+    job = apart.parent / "beside" / "job.py"
+    found = {code_digest(job, ["own:Net"], root=root, pins=PIN) for root in (apart, job.parent, apart.parent)}
+    assert len(found) == 1
+
+
+def test_code_digest_of_two_files_of_one_name_covers_both(apart: Path) -> None:
+    job = apart.parent / "beside" / "job.py"
+    put(apart, own="class Net: pass\n")
+    before = code_digest(job, ["own:Net"], pins=PIN)
+    for folder in (apart, job.parent):
+        put(folder, own=f"class Net: width = {len(str(folder))}\n")
+        assert code_digest(job, ["own:Net"], pins=PIN) != before
+        before = code_digest(job, ["own:Net"], pins=PIN)
+
+
+def test_code_digest_of_a_model_that_lies_in_neither_folder_is_refused_with_its_place(
+    apart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(apart.parent, third__stray_model="class Net: pass\n")
+    monkeypatch.syspath_prepend(str(apart.parent / "third"))
+    with pytest.raises(
+        SpecError, match=r"'stray_model:Net' is imported from .*third/stray_model\.py, which is neither"
+    ):
+        code_digest(apart.parent / "beside" / "job.py", ["stray_model:Net"], pins=PIN)
+
+
+def test_code_digest_of_models_that_are_installed_or_built_in_is_that_of_the_pins(root: Path) -> None:
+    job = root / "alone" / "job.py"
+    put(root, alone__job="x = 1\n")
+    assert code_digest(job, ["torch.nn:Linear", "json:loads", "math:floor"], root=root, pins=PIN) == code_digest(
+        job, root=root, pins=PIN
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import sweeps
+import users_models
 
 from tiltyard.data.store import DatasetStore
 from tiltyard.errors import DataError, ModelError, SpecError, TiltyardError
@@ -122,12 +124,14 @@ def test_job_with_a_model_that_is_not_there_is_refused_with_its_path(tmp_path: P
 
 
 def test_job_with_a_model_whose_module_lacks_it_is_refused_with_its_name(tmp_path: Path, home: Path) -> None:
+    shutil.copy(users_models.__file__, tmp_path)
     message = refusal(tmp_path, home, variant=own("users_models:Nett"))
     assert "'users_models:Nett' cannot be imported" in message
     assert "no attribute 'Nett'" in message
 
 
 def test_job_with_a_model_of_wrong_output_shape_is_refused_with_both_shapes(tmp_path: Path, home: Path) -> None:
+    shutil.copy(users_models.__file__, tmp_path)
     message = refusal(tmp_path, home, variant=own("users_models:TooNarrow"))
     assert "'own'" in message
     assert "(2, 1)" in message

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tiltyard.codedigest import user_modules
+from tiltyard.errors import SpecError
 
 
 @pytest.fixture
@@ -39,3 +40,29 @@ def test_user_modules_beside_the_job_file_lose_its_folder(work: Path) -> None:
 
 def test_user_modules_of_an_installed_model_are_none(work: Path) -> None:
     assert user_modules("torch.nn:Linear", work / "jobs" / "sweep.py", root=work) == {}
+
+
+def test_user_modules_beside_a_job_file_outside_the_working_directory_travel(work: Path) -> None:
+    elsewhere = work / "elsewhere"
+    elsewhere.mkdir()
+    found = user_modules("nets:Net", work / "jobs" / "sweep.py", root=elsewhere)
+    assert found == {"nets.py": b"import parts.layers\nimport torch\n"}, (
+        "what it imports from the other root is not there"
+    )
+
+
+def test_user_modules_of_one_name_in_both_folders_are_those_of_the_working_directory(work: Path) -> None:
+    (work / "nets.py").write_text("HERE = 1\n")
+    assert user_modules("nets:Net", work / "jobs" / "sweep.py", root=work)["nets.py"] == b"HERE = 1\n"
+
+
+def test_user_modules_of_a_package_of_the_job_folder_keep_its_name(work: Path) -> None:
+    assert "jobs/nets.py" in user_modules("jobs.nets:Net", work / "jobs" / "sweep.py", root=work)
+
+
+def test_user_modules_in_neither_folder_are_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work / "third").mkdir()
+    (work / "third" / "stray_module.py").write_text("")
+    monkeypatch.syspath_prepend(str(work / "third"))
+    with pytest.raises(SpecError, match="neither under"):
+        user_modules("stray_module:Net", work / "jobs" / "sweep.py", root=work / "jobs")
