@@ -43,9 +43,9 @@ def builder(model: str) -> Builder:
         )
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # a user's module may fail in any way while it is imported
         raise ModelError(
-            f"The model {model!r} cannot be imported: {type(error).__name__}: {error}. Wanted: 'package.module:Class', "
+            f"The model {model!r} cannot be imported: {_told(error)}. Wanted: 'package.module:Class', "
             "importable from the working directory."
         ) from error
     if not callable(found):
@@ -64,7 +64,10 @@ def build(model: str, args: Mapping[str, Any], *, input_shape: tuple[int, ...], 
         ModelError: If an argument is unknown, or the model refuses it.
     """
     make = builder(model)
-    names = inspect.signature(make).parameters
+    try:
+        names = inspect.signature(make).parameters
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"Model {model!r} does not say which arguments it takes: {error}.") from error
     any_name = any(p.kind is p.VAR_KEYWORD for p in names.values())
     given = {"input_shape": input_shape, "num_outputs": num_outputs}
     full = {k: v for k, v in given.items() if k in names or any_name} | dict(args)
@@ -74,8 +77,10 @@ def build(model: str, args: Mapping[str, Any], *, input_shape: tuple[int, ...], 
         raise ModelError(f"Model {model!r} has no argument {unknown[0]!r}; it takes: {', '.join(takes) or 'none'}.")
     try:
         module = make(**full)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"Model {model!r} could not be built with {dict(args)}: {error}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # a user's constructor may fail in any way
+        raise ModelError(f"Model {model!r} could not be built with {dict(args)}: {_told(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"Model {model!r} gave a {type(module).__name__}; an nn.Module is wanted.")
     return module
@@ -100,8 +105,8 @@ def validate_args(
         try:
             with torch.no_grad():
                 out = module(torch.zeros((2, *input_shape)))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"Model {model!r} fails on rows of shape {input_shape}: {error}") from error
+        except Exception as error:  # as may its forward
+            raise ModelError(f"Model {model!r} fails on rows of shape {input_shape}: {_told(error)}") from error
     if not isinstance(out, Tensor):
         raise ModelError(
             f"Model {model!r} returns a {type(out).__name__}; a tensor of shape (rows, {num_outputs}) is wanted."
@@ -110,3 +115,7 @@ def validate_args(
         raise ModelError(
             f"Model {model!r} gives outputs of shape {tuple(out.shape)} for 2 rows; (2, {num_outputs}) is wanted."
         )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

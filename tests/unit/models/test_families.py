@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,45 @@ class Fixed(nn.Linear):
 
     def __init__(self, bias: bool = True) -> None:
         super().__init__(5, 3, bias=bias)
+
+
+BROKEN = """
+from torch import nn
+class Init(nn.Module):
+    def __init__(self): super().__init__(); {}["width"]
+class Forward(nn.Module):
+    def __init__(self): super().__init__()
+    def forward(self, x): return x.no_such_thing
+class Asserts(nn.Module):
+    def __init__(self): super().__init__()
+    def forward(self, x): assert x.shape[1] == 7, "seven are wanted"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("broken_user_model:Init", r"'broken_user_model:Init' could not be built with \{\}: KeyError: 'width'"),
+        (
+            "broken_user_model:Forward",
+            r"'broken_user_model:Forward' fails on rows of shape \(5,\): AttributeError.*no_such_thing",
+        ),
+        ("broken_user_model:Asserts", r"'broken_user_model:Asserts' fails on rows.*AssertionError: seven are wanted"),
+        ("broken_at_import:Net", r"'broken_at_import:Net' cannot be imported: ZeroDivisionError: division by zero"),
+        ("builtins:dict", r"'builtins:dict' does not say which arguments it takes"),
+    ],
+)
+def test_users_model_that_fails_in_any_way_is_a_model_error_with_type_and_text(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_user_model.py").write_text(BROKEN)
+    (tmp_path / "broken_at_import.py").write_text("RATIO = 1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        with pytest.raises(ModelError, match=told):
+            validate_args(name, {}, Task.BINARY, (5,), 2)
+    finally:
+        sys.modules.pop("broken_user_model", None)
 
 
 def test_masked_input_hides_what_the_mask_hides_and_keeps_the_mask() -> None:
