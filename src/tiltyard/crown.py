@@ -88,6 +88,7 @@ def crown(
             model = _crowned_before(journal, registry, name, outcome.plan.key)
             is_new = model is None
             if model is None:
+                journal.check(outcome.claim)
                 model = _crown_one(registry, experiment, outcome, best, name, code_digest, job_file)
                 journal.decide(
                     kind="champion",
@@ -106,6 +107,7 @@ def crown(
                     ],
                     outcome=f"version {model.version} is @{experiment.champion.alias}",
                     once=f"champion/{outcome.plan.key}/{dataset}",
+                    claim=outcome.claim,
                 )
             crowned.append(Crowned(dataset=dataset, model=model, trial=best.name, is_new=is_new))
     return crowned

@@ -18,6 +18,7 @@ from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, TrialUpdate
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.layout import Layout
+from tiltyard.sweep.engine.lease import Lease
 from tiltyard.sweep.engine.purse import Purse
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
 from tiltyard.sweep.engine.worker import Post, train_pack
@@ -26,7 +27,6 @@ from tiltyard.sweep.plan import Group, Plan, Trial
 
 MAX_PACK_FAILURES = 2
 """A pack whose process dies is run again this often; then its members are failed with the reason."""
-RENEW_EVERY_S = 15.0
 ENDED = frozenset({"done", "stopped", "failed", "interrupted"})
 
 
@@ -55,6 +55,7 @@ class SweepDriver:
         experiment: What it was planned from.
         journal: The record.
         claim: The right to write to it.
+        lease: Keeps the claim alive.
         layout: Where files go.
         machine: Who decides.
         known: What is known of cells, by cell and epoch; grows as packs end.
@@ -71,6 +72,7 @@ class SweepDriver:
         experiment: Experiment,
         journal: Journal,
         claim: Claim,
+        lease: Lease,
         layout: Layout,
         machine: Machine,
         known: dict[tuple[str, int], CellScore],
@@ -80,14 +82,14 @@ class SweepDriver:
         grow: Callable[[], Sequence[Group]] = tuple,
     ) -> None:
         self.experiment, self.layout, self.claim = experiment, layout, claim
-        self._journal, self._machine, self._known = journal, machine, known
+        self._journal, self._lease, self._machine, self._known = journal, lease, machine, known
         self._watch, self._on_end, self._stop_requested, self._grow = watch, on_end, stop_requested, grow
         self._purse = Purse(experiment=experiment, journal=journal, claim=claim)
         self._trials = {t.cell: t for t in plan.trials}
         self._packs: dict[str, StartPack] = {}
         self._told: dict[str, str] = {}
         self._stopping: str | None = None
-        self._started = self._renewed = time.monotonic()
+        self._started = time.monotonic()
         self._all_epochs = experiment.search.max_epochs * plan.num_trials
         self._journal_decisions()
         self._sync()
@@ -146,11 +148,13 @@ class SweepDriver:
             self.pack_ended(pack_id, failed=False)
 
     def tick(self) -> None:
-        """Renews the claim, obeys requests to stop, shows progress."""
+        """Goes no further once the claim is lost; obeys requests to stop, shows progress.
+
+        Raises:
+            FencedError: If somebody took the key over.
+        """
+        self._lease.check()
         now = time.monotonic()
-        if now - self._renewed > RENEW_EVERY_S:
-            self._renewed = now
-            self._journal.renew(self.claim)
         if self._stopping is None:
             reason = self._stop_requested() or self._over_budget(now) or self._purse.tick()
             if reason is not None:
@@ -233,6 +237,7 @@ class SweepDriver:
                 reasons=[decision.reason],
                 outcome=f"{len(decision.kept)} go on, {len(decision.stopped)} stop",
                 once=f"rung/{self.claim.key}/{decision.group}/{decision.rung}",
+                claim=self.claim,
             )
 
     def _assignment(self, start: StartPack) -> Assignment:

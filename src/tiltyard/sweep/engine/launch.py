@@ -28,6 +28,7 @@ from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
 from tiltyard.sweep.engine.finals import look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
+from tiltyard.sweep.engine.lease import keep_alive
 from tiltyard.sweep.engine.packing import check_trial, pack_size_for, shape_of
 from tiltyard.sweep.engine.worker import Post, import_paths
 from tiltyard.sweep.generations import Generations, generations
@@ -184,7 +185,8 @@ def launch(
         if claim.outcome == "finished":
             return work.from_record()
         try:
-            return work.run(store)
+            with work.lease:
+                return work.run(store)
         except KeyboardInterrupt:
             work.interrupt("stopped by Ctrl-C")
             journal.release(claim, state="stopped", summary={"reason": "stopped by Ctrl-C"})
@@ -242,6 +244,7 @@ class _Launch:
     ) -> None:
         self.settings, self.experiment, self.plan, self.prepared = settings, experiment, the_plan, prepared
         self.journal, self.claim, self.layout, self.watch = journal, claim, layout, watch
+        self.lease = keep_alive(journal, claim)
         self._learning = learning
         self.started = time.time()
         self.curves = Curves(layout.storage)
@@ -365,6 +368,7 @@ class _Launch:
             experiment=self.experiment,
             journal=self.journal,
             claim=self.claim,
+            lease=self.lease,
             layout=self.layout,
             machine=machine,
             known=self.known,
@@ -394,6 +398,7 @@ class _Launch:
             reasons=[f"the cluster holds {slots} packs at once"],
             outcome=f"packs are cut for {slots} at once, in every launch of this key",
             once=f"packs/{self.claim.key}",
+            claim=self.claim,
         )
         return int(first.evidence["slots"])
 
@@ -477,9 +482,10 @@ class _Launch:
                 for n, p in self.prepared.items()
                 if p.version.split_rows.get("test", 0)
             },
-            key=self.claim.key,
+            claim=self.claim,
         )
         board = self._board(tests, tied, looks)
+        self.lease.renew()  # a launch that lost its claim must not write over its successor's answer
         self.layout.storage.write_json(self.layout.leaderboard, board.to_json())
         best = {d: row for d in board.tables if (row := board.best(d)) is not None}
         tracker.close_launch(

@@ -22,7 +22,7 @@ class Conductor(Protocol):
         """A Tune trial ended: its result is in the journal, or it failed for good."""
 
     def tick(self) -> None:
-        """Called all the time while packs run: renews the claim, shows progress, obeys requests."""
+        """Called all the time while packs run: checks the claim, shows progress, obeys requests."""
 
     @property
     def done(self) -> bool:
