@@ -8,9 +8,37 @@ code change.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+TRACKING_ENV = "TILTYARD_TRACKING_URI"
+_URI = re.compile(r"([a-z][a-z0-9+.-]*://)(\S+)", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(r"([?&][a-z_]*(?:password|passwd|secret|token)[a-z_]*=)[^&#\s]*", re.IGNORECASE)
+
+
+def shown(text: str) -> str:
+    """A URI, or a message with URIs in it, as it may be printed or logged: without the passwords in them.
+
+    >>> shown("postgresql://ann:s3cret@db:5432/journal?sslpassword=x")
+    'postgresql://ann:***@db:5432/journal?sslpassword=***'
+    """
+    return _URI.sub(lambda found: found[1] + _without_password(found[2]), text)
+
+
+def _without_password(rest: str) -> str:
+    """What follows ``scheme://``, with the password of its user part hidden."""
+    end = min((i for i in map(rest.find, "/?#") if i >= 0), default=len(rest))
+    if "@" not in rest[:end]:
+        # No user part, unless a password with a slash in it (SQLAlchemy takes one) ended it early: what follows a host's
+        # colon is a number.
+        _, colon, port = rest[:end].rpartition(":")
+        end = len(rest) if colon and not port.isdigit() and not rest.startswith("[") else 0
+    user, at, _ = rest[:end].rpartition("@")
+    if at and ":" in user:
+        rest = f"{user.partition(':')[0]}:***{rest[len(user) :]}"
+    return _SECRET_PARAMETER.sub(r"\1***", rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +64,7 @@ class Settings:
         return cls(
             home=home,
             journal_uri=env.get("TILTYARD_JOURNAL_URI") or f"sqlite:///{home / 'journal.db'}",
-            tracking_uri=env.get("TILTYARD_TRACKING_URI")
-            or env.get("MLFLOW_TRACKING_URI")
-            or f"sqlite:///{home / 'mlflow.db'}",
+            tracking_uri=env.get(TRACKING_ENV) or env.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}",
             data_uri=env.get("TILTYARD_DATA_URI") or str(home / "data"),
             storage_uri=env.get("TILTYARD_STORAGE_URI") or str(home / "storage"),
         )

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shown
 
 if TYPE_CHECKING:
     from tiltyard.local.doctor import Finding
@@ -96,7 +96,7 @@ def _show(console: Console, settings: Settings) -> bool:
         how = "runs" if s.answers else "runs, but does not answer" if s.running else "ended; see " + s.service.log
         table.add_row(_LABELS.get(s.service.name, s.service.name), s.service.url, Text(how, "" if s.answers else "red"))
     if what.service(commands.MLFLOW) is None:
-        table.add_row(_LABELS[commands.MLFLOW], settings.tracking_uri, "your own server, not started here")
+        table.add_row(_LABELS[commands.MLFLOW], shown(settings.tracking_uri), "your own server, not started here")
     table.add_row("Token", what.token_path, "the dashboard asks for it; mode 0600")
     console.print(table)
     console.print("\nSubmit a job to it:\n")

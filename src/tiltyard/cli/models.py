@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tiltyard.errors import RegistryError
 from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shown
 
 if TYPE_CHECKING:
     from tiltyard.registry.mlflow_registry import ModelRegistry
@@ -161,7 +161,7 @@ def open_registry(settings: Settings) -> ModelRegistry:
 
     if _no_registry_yet(settings):
         raise RegistryError(
-            f"No model is registered yet: there is no {settings.tracking_uri}. Run a sweep first (tiltyard run "
+            f"No model is registered yet: there is no {shown(settings.tracking_uri)}. Run a sweep first (tiltyard run "
             "jobs/first_sweep.py), or set TILTYARD_HOME to where one was run."
         )
     logging.getLogger("mlflow").setLevel(logging.WARNING)

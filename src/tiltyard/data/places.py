@@ -17,6 +17,7 @@ from typing import Any, Self
 from pyarrow import fs
 
 from tiltyard.errors import DataError
+from tiltyard.settings import shown
 
 
 def s3_filesystem(options: Mapping[str, str]) -> fs.S3FileSystem:
@@ -59,7 +60,7 @@ class Place:
         if uri.startswith("s3://"):
             return cls(uri.rstrip("/"), uri[5:].rstrip("/"), dict(options or {}), s3_filesystem(options or {}))
         if "://" in uri and not uri.startswith("file://"):
-            raise DataError(f"Datasets cannot be kept at {uri!r}. Wanted a local folder or s3://BUCKET/PREFIX.")
+            raise DataError(f"Datasets cannot be kept at {shown(uri)!r}. Wanted a local folder or s3://BUCKET/PREFIX.")
         path = str(Path(uri.removeprefix("file://")).expanduser().absolute())
         return cls(path, path)
 

@@ -20,6 +20,7 @@ from pyarrow import json as pajson
 
 from tiltyard.data import rows
 from tiltyard.errors import DataError
+from tiltyard.settings import shown
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -122,7 +123,7 @@ def _from_files(source: str, types: Mapping[str, str], filesystem: fs.FileSystem
     files, where = _expand(source, filesystem)
     if not files:
         raise DataError(
-            f"Nothing to read at {source!r}. Wanted an existing file, folder, glob or URI of "
+            f"Nothing to read at {shown(source)!r}. Wanted an existing file, folder, glob or URI of "
             f"{', '.join(sorted(SUFFIXES))}, or a folder with a folder of pictures per class."
         )
     if Path(files[0]).suffix.lower() in PICTURES:
@@ -131,7 +132,7 @@ def _from_files(source: str, types: Mapping[str, str], filesystem: fs.FileSystem
     kind = kinds.pop()
     if kinds or kind is None:
         raise DataError(
-            f"{source!r} holds files of unknown or mixed kinds (such as {files[0]!r} and {files[-1]!r}). Wanted one "
+            f"{shown(source)!r} holds files of unknown or mixed kinds (such as {files[0]!r} and {files[-1]!r}). Wanted one "
             f"kind of {', '.join(sorted(SUFFIXES))}."
         )
     tables = [_read_file(f, kind, types, where) for f in files]

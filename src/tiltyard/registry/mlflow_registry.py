@@ -37,7 +37,7 @@ from tiltyard.registry.version import (
     cached_bundle,
     remember,
 )
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shown
 
 
 class ModelRegistry:
@@ -140,7 +140,7 @@ class ModelRegistry:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 return None
             raise RegistryAwayError(
-                f"The registry at {_shown(self._settings.tracking_uri)} did not answer for {name}: {error}. "
+                f"The registry at {shown(self._settings.tracking_uri)} did not answer for {name}: {shown(str(error))}. "
                 "Wanted: MLflow within reach; see TILTYARD_TRACKING_URI."
             ) from error
 
@@ -275,8 +275,3 @@ def _pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
-
-
-def _shown(uri: str) -> str:
-    """A store's address without the password that it may hold."""
-    return re.sub(r"//([^/@:]*):[^/@]*@", r"//\1:***@", uri)

@@ -21,6 +21,7 @@ from tiltyard.report.terminal import (
     plan_table,
     score,
 )
+from tiltyard.settings import shown
 
 if TYPE_CHECKING:
     from tiltyard.crown import Crowned, Served
@@ -160,10 +161,10 @@ class Teller:
         """Where everything is, the next three commands, and how long it took."""
         name = self._experiment.name
         places = [
-            ("journal", settings.journal_uri),
-            ("MLflow", settings.tracking_uri),
-            ("datasets", settings.data_uri),
-            ("checkpoints, curves", outcome.layout.home),
+            ("journal", shown(settings.journal_uri)),
+            ("MLflow", shown(settings.tracking_uri)),
+            ("datasets", shown(settings.data_uri)),
+            ("checkpoints, curves", shown(outcome.layout.home)),
         ]
         if crowned:
             places.append(("champions", ", ".join(f"{c.model.name}@{c.model.version}" for c in crowned)))

@@ -1,6 +1,7 @@
 """The writer's process: reads a spool and writes MLflow runs until its driver has said "end".
 
-``python -m tiltyard.tracking.drain FOLDER TRACKING_URI ARTIFACT_ROOT DRIVER_PID FIRST_LINE``. How far it came stands in
+``python -m tiltyard.tracking.drain FOLDER ARTIFACT_ROOT DRIVER_PID FIRST_LINE``, with the address of MLflow, which may
+hold a password, in the environment (TILTYARD_TRACKING_URI). How far it came stands in
 ``state.json`` beside the spool, what is written of which trial in ``runs.jsonl``; one process at a time drains a spool
 (a lock on it). A later driver's process waits for an earlier one's and goes on where that one ended.
 """
@@ -12,10 +13,12 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tiltyard.settings import TRACKING_ENV, shown
 from tiltyard.tracking.records import LaunchRecord, TrialRecord
 
 SPOOL, STATE, RUNS = "spool.jsonl", "state.json", "runs.jsonl"
@@ -159,7 +162,7 @@ def _with_backoff(write: Callable[[Record], None], record: Record, state: _State
         try:
             write(record)
         except Exception as error:
-            state.set(error=f"{type(error).__name__}: {error}"[:2000])
+            state.set(error=shown(f"{type(error).__name__}: {error}")[:2000])
             if wait_s is None:
                 raise
             time.sleep(wait_s)
@@ -169,11 +172,15 @@ def _with_backoff(write: Callable[[Record], None], record: Record, state: _State
 
 def main() -> int:
     """Locks the spool and drains it."""
-    folder, tracking_uri, artifact_root = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
+    folder, artifact_root, tracking_uri = Path(sys.argv[1]), sys.argv[2] or None, os.environ[TRACKING_ENV]
     os.nice(NICE)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        drain(folder, tracking_uri, artifact_root, driver=int(sys.argv[4]), first=int(sys.argv[5]))
+        try:
+            drain(folder, tracking_uri, artifact_root, driver=int(sys.argv[3]), first=int(sys.argv[4]))
+        except Exception:  # it ends here: what is left to do is to log it, without a password that it may quote
+            sys.stderr.write(shown(traceback.format_exc()))
+            return 1
     return 0
 
 

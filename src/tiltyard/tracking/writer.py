@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from tiltyard.errors import MachineError
-from tiltyard.settings import Settings
+from tiltyard.settings import TRACKING_ENV, Settings
 from tiltyard.tracking.drain import SPOOL, STATE, written
 from tiltyard.tracking.records import LaunchRecord, TrialRecord
 
@@ -81,14 +81,16 @@ class Tracker:
             self._spool.flush()
             self._sent += 1
         root = self._settings.artifact_root if self._settings.tracking_uri.startswith("sqlite") else ""
-        arguments = [self._folder, self._settings.tracking_uri, root, os.getpid(), self._sent]
+        arguments = [self._folder, root, os.getpid(), self._sent]
         with (self._folder / "writer.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tiltyard.tracking.drain", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | _ENVIRONMENT,
+                env=os.environ
+                | _ENVIRONMENT
+                | {TRACKING_ENV: self._settings.tracking_uri},  # argv is anybody's to read
                 start_new_session=True,  # Ctrl-C at the terminal ends the sweep, not the record of it
             )
         self._progress = -1, time.monotonic()

@@ -144,3 +144,19 @@ def test_teller_at_the_end_names_every_place_and_three_commands() -> None:
     commands = [line for line in text.splitlines() if line.strip().startswith("tiltyard ")]
     assert len(commands) == 3
     assert "3 trials in 12 s." in text
+
+
+def test_end_tells_where_everything_is_without_the_passwords(tmp_path: Path) -> None:
+    told, out = teller()
+    settings = Settings.from_env(
+        {
+            "TILTYARD_HOME": str(tmp_path),
+            "TILTYARD_JOURNAL_URI": "postgresql://ann:s3cret@db/journal",
+            "TILTYARD_TRACKING_URI": "https://ann:s3cret@mlflow.example:5000",
+            "TILTYARD_DATA_URI": "s3://key:s3cret@bucket/data",
+        }
+    )
+    told.end(settings, outcome("done"), [], 1.0)
+    assert "s3cret" not in out.getvalue()
+    assert "postgresql://ann:***@db/journal" in out.getvalue()
+    assert "https://ann:***@mlflow.example:5000" in out.getvalue()

@@ -304,3 +304,18 @@ def test_mlflow_server_that_is_killed_and_comes_back_has_each_trial_once(
             report = tracker.close()
     assert (report.pending, report.error) == (0, None)
     assert_each_once(database, launch, 10)
+
+
+def test_password_of_mlflow_is_in_no_command_line_and_in_no_report(tmp_path: Path, launch: LaunchRecord) -> None:
+    with socket.socket() as closed:  # bound and not listening: refused at once
+        closed.bind(("127.0.0.1", 0))
+        settings = settings_at(tmp_path, f"http://ann:s3cret@127.0.0.1:{closed.getsockname()[1]}")
+        tracker = Tracker(settings, KEY).start()
+        [writer] = writers()
+        assert "s3cret" not in " ".join(writer.cmdline())
+        send(tracker, launch, range(1))
+        report = tracker.close()
+    assert report.pending > 0
+    assert report.error
+    files = [p for p in spool_folder(settings, KEY).iterdir() if p.is_file()]
+    assert "s3cret" not in report.error + "".join(p.read_text() for p in files)

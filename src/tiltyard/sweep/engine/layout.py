@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from tiltyard.errors import MachineError
+from tiltyard.settings import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Storage:
                 return json.loads(stream.read())
         except FileNotFoundError as error:
             raise MachineError(
-                f"{uri} is not there, though the journal says it was written. Wanted: the storage that the sweep "
+                f"{shown(uri)} is not there, though the journal says it was written. Wanted: the storage that the sweep "
                 "wrote to (TILTYARD_STORAGE_URI), with nothing deleted. Put it back, or start anew with another --seed."
             ) from error
 
