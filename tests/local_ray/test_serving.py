@@ -296,7 +296,7 @@ def _is_replica(process: Any, model: str) -> bool:
 def test_evaluation_wants_pinned_versions_and_serves_them_on_replicas_of_their_own(
     stage: Stage, served: tuple[Any, str]
 ) -> None:
-    from tiltyard.serving.client import deploy, remove, stream_rows
+    from tiltyard.serving.client import deploy, remove, stream_rows, stream_rows_through_all
     from tiltyard.serving.deployment import evaluation_app
 
     with pytest.raises(ServingError, match=r"pinned versions.*s\.small@champion"):
@@ -310,6 +310,10 @@ def test_evaluation_wants_pinned_versions_and_serves_them_on_replicas_of_their_o
             np.testing.assert_allclose(
                 answer.outputs, read_bundle(bundle.folder).predict_table(bundle.rows).outputs, atol=1e-6
             )
+        both = list(stream_rows_through_all(handle, ["s.small@3", "s.small@1"], [stage.small[0].rows] * 2))
+        assert [[a.version for a in answers] for answers in both] == [[3, 1], [3, 1]]
+        offline = read_bundle(stage.small[2].folder).predict_table(stage.small[0].rows).outputs
+        np.testing.assert_allclose(both[1][0].outputs, offline, atol=1e-5)
         with pytest.raises(ServingError, match=r"No model .s\.small. is served here"):
             list(stream_rows(handle, "s.small", [stage.small[0].rows]))
         with pytest.raises(TiltyardError, match="'colour'"):

@@ -117,8 +117,12 @@ class Predictions:
 class Bundle:
     """An opened bundle."""
 
-    def __init__(self, spec: BundleSpec, preprocessor: Preprocessor, digest: str, trained: Any) -> None:
+    def __init__(
+        self, spec: BundleSpec, preprocessor: Preprocessor, digest: str, trained: Any, *, code_digest: str = ""
+    ) -> None:
         self.spec, self.preprocessor, self.digest = spec, preprocessor, digest
+        self.code_digest = code_digest
+        """Of the user's modules that travel in the bundle; empty where there are none."""
         self._trained = trained
 
     @property
@@ -286,7 +290,8 @@ def read_bundle(folder: Path, *, expect_digest: str | None = None) -> Bundle:
     digest = check_bundle(folder, expect_digest=expect_digest)
     spec = BundleSpec.from_dict(json.loads((folder / SPEC).read_text()))
     preprocessor = Preprocessor.from_json(json.loads((folder / PREPROCESSOR).read_text()))
-    return Bundle(spec, preprocessor, digest, _read_model(folder, spec))
+    code = _file_digests(folder / CODE)
+    return Bundle(spec, preprocessor, digest, _read_model(folder, spec), code_digest=_digest_of(code) if code else "")
 
 
 def _read_model(folder: Path, spec: BundleSpec) -> Any:

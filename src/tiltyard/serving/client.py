@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -90,20 +90,31 @@ def stream_rows(handle: Any, model: str, tables: Iterable[pa.Table], *, in_fligh
     Raises:
         TiltyardError: What the application said to a table.
     """
+    yield from _stream(lambda rows: handle.predict.remote(model, rows), tables, in_flight)
+
+
+def stream_rows_through_all(
+    handle: Any, models: Sequence[str], tables: Iterable[pa.Table], *, in_flight: int = IN_FLIGHT
+) -> Iterator[list[Answer]]:
+    """As `stream_rows`, of several pinned versions of an `evaluation_app` at once: each table is sent and prepared once."""
+    yield from _stream(lambda rows: handle.predict_all.remote(list(models), rows), tables, in_flight)
+
+
+def _stream(send: Callable[[Any], Any], tables: Iterable[pa.Table], in_flight: int) -> Iterator[Any]:
     waiting: deque[tuple[Any, Any]] = deque()
     for table in tables:
         if len(waiting) >= in_flight:
-            yield _answer(handle, model, *waiting.popleft())
+            yield _answer(send, *waiting.popleft())
         rows = ray.put(table)  # kept until it is answered, so that sending it again costs nothing
-        waiting.append((rows, handle.predict.remote(model, rows)))
+        waiting.append((rows, send(rows)))
     while waiting:
-        yield _answer(handle, model, *waiting.popleft())
+        yield _answer(send, *waiting.popleft())
 
 
-def _answer(handle: Any, model: str, rows: Any, response: Any) -> Answer:
+def _answer(send: Callable[[Any], Any], rows: Any, response: Any) -> Any:
     for attempt in range(RETRIES):
         try:
-            return response.result()  # type: ignore[no-any-return]
+            return response.result()
         except RayTaskError as error:
             if isinstance(error.cause, TiltyardError):
                 raise error.cause from None
@@ -111,5 +122,5 @@ def _answer(handle: Any, model: str, rows: Any, response: Any) -> Answer:
         except RayActorError:
             if attempt == RETRIES - 1:
                 raise
-            response = handle.predict.remote(model, rows)
+            response = send(rows)
     raise AssertionError

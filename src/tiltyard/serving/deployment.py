@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from tiltyard.serving.answers import Answer, Described, Limits
 from tiltyard.serving.batching import Batcher
 from tiltyard.serving.holder import Holder, fetch, find, open_all, served_name
 from tiltyard.serving.requests import RequestError, fitted_table, table_from_arrow
+from tiltyard.serving.stacking import Stack
 from tiltyard.serving.tokens import tokens_path
 from tiltyard.settings import Settings
 
@@ -108,6 +110,7 @@ class Champion:
         _quiet()
         torch.set_num_threads(1)
         self._holder, self._registrar, self._limits, self._poll_s = Holder(settings, address), registrar, limits, poll_s
+        self._computing = threading.Lock()  # Serve runs methods in threads; a replica computes with one
         version = await self._first()
         await asyncio.to_thread(self._holder.take, version)
         self._task = asyncio.get_running_loop().create_task(self._follow()) if address.alias else None
@@ -158,7 +161,8 @@ class Champion:
 
     def predict(self, table: pa.Table) -> Answer:
         """Answers for raw rows; preprocessing is the model's own."""
-        return self._holder.predict(table)
+        with self._computing:
+            return self._holder.predict(table)
 
     def predict_arrow(self, body: bytes) -> Answer:
         """Answers for an Arrow IPC stream from a client.
@@ -166,7 +170,9 @@ class Champion:
         Raises:
             RequestError: If it is not what the model takes.
         """
-        return self._holder.predict(table_from_arrow(pa.py_buffer(body), self._holder.columns, self._limits))
+        table = table_from_arrow(pa.py_buffer(body), self._holder.columns, self._limits)
+        with self._computing:
+            return self._holder.predict(table)
 
     def describe(self) -> Described:
         """What serves here, and what is wrong."""
@@ -190,6 +196,24 @@ class Evaluator:
         _quiet()
         torch.set_num_threads(1)
         self._models = open_all(settings, addresses)
+        self._stacks: dict[tuple[str, ...], Stack] = {}
+        self._computing = threading.Lock()  # Serve runs methods in threads; a replica computes with one
+
+    def predict_all(self, models: Sequence[str], table: pa.Table) -> list[Answer]:
+        """Answers of several model versions for the same rows, in one pass where their shapes are equal.
+
+        Raises:
+            ServingError: If one is not served here.
+            RequestError: If a column is missing or of another type.
+        """
+        names = tuple(_served(m, self._models) for m in models)
+        columns = {c.name: c for n in names for c in self._models[n].columns}
+        rows = fitted_table(table, tuple(columns.values()))
+        with self._computing:
+            if names not in self._stacks:
+                self._stacks[names] = Stack({n: self._models[n].bundle for n in names})
+            outputs = self._stacks[names].predict_table(rows)
+        return [self._models[n].answer(outputs[n]) for n in names]
 
     def predict(self, model: str, table: pa.Table) -> Answer:
         """Answers of one model version.
@@ -199,7 +223,9 @@ class Evaluator:
             RequestError: If a column is missing or of another type.
         """
         holder = self._models[_served(model, self._models)]
-        return holder.predict(fitted_table(table, holder.columns))
+        rows = fitted_table(table, holder.columns)
+        with self._computing:
+            return holder.predict(rows)
 
     def describe(self) -> list[Described]:
         """Every version served here."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +67,7 @@ def small_bundle(
     width = preprocessor.num_features_out
     outputs = 1 if task is Task.REGRESSION else preprocessor.num_classes
     args: Mapping[str, Any] = model_args if model_args is not None else ({"hidden": (8,)} if model == "mlp" else {})
-    lineage = Lineage(
-        cell=f"{seed:064d}",
-        key="k" * 64,
-        experiment="small",
-        variant=model,
-        dataset="small",
-        dataset_version=1,
-        dataset_digest="d" * 64,
-        code_digest="c" * 64,
-        seed=seed,
-        data_seed=0,
-        epoch=1,
-        config={"lr": 0.1},
-        environment={"tiltyard": "test"},
-    )
+    lineage = _lineage(model, seed, args)
     spec = BundleSpec(
         model=model,
         model_args=args,
@@ -95,6 +81,24 @@ def small_bundle(
     trained = _trained(spec, preprocessor, table, seed)
     digest = write_bundle(folder, trained=trained, spec=spec, preprocessor=preprocessor, user_code=user_code)
     return SmallBundle(folder=folder, digest=digest, rows=table.select(features), table=table, lineage=lineage)
+
+
+def _lineage(model: str, seed: int, args: Mapping[str, Any]) -> Lineage:
+    return Lineage(
+        cell=f"{seed:064d}",
+        key="k" * 64,
+        experiment="small",
+        variant=model,
+        dataset="small",
+        dataset_version=1,
+        dataset_digest="d" * 64,
+        code_digest="c" * 64,
+        seed=seed,
+        data_seed=0,
+        epoch=1,
+        config={"lr": 0.1, **{k: list(v) if isinstance(v, tuple) else v for k, v in args.items()}},
+        environment={"tiltyard": "test"},
+    )
 
 
 def _trained(spec: BundleSpec, preprocessor: Preprocessor, table: pa.Table, seed: int) -> Any:
@@ -120,3 +124,27 @@ def _trained(spec: BundleSpec, preprocessor: Preprocessor, table: pa.Table, seed
         total_epochs=1,
     )
     return build_module(pack, seed=seed).eval()
+
+
+def numbers_bundle(
+    folder: Path, *, hidden: tuple[int, ...], columns: int = 40, rows: int = 1000, seed: int = 0
+) -> tuple[pa.Table, Path]:
+    """An untrained network of ``columns``-hidden-2 on float32 columns; ``rows`` rows to ask it about, and its bundle."""
+    random = np.random.default_rng(0)
+    data = random.normal(size=(columns, rows)).astype(np.float32)
+    table = pa.table({f"x{i:02}": data[i] for i in range(columns)})
+    train = table.slice(0, 1000).append_column("label", pa.array(["no", "yes"] * 500))
+    preprocessor = Preprocessor.fit(train, features=table.column_names, label="label", task=Task.BINARY)
+    lineage = replace(_lineage("mlp", seed, {"hidden": hidden}), dataset="numbers")
+    spec = BundleSpec(
+        model="mlp",
+        model_args={"hidden": hidden},
+        task=Task.BINARY,
+        input_shape=(columns,),
+        num_outputs=2,
+        classes=("no", "yes"),
+        metrics={},
+        lineage=lineage,
+    )
+    write_bundle(folder, trained=_trained(spec, preprocessor, train, seed), spec=spec, preprocessor=preprocessor)
+    return table, folder
