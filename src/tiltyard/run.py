@@ -1,7 +1,8 @@
 """Runs a job file: data, sweep, champions, and what a person is told about it.
 
 ``python jobs/x.py``, ``tiltyard run jobs/x.py`` and ``ray job submit -- python jobs/x.py`` all come through `run_file`.
-Exit codes: 0 done, 1 refused or failed, 130 stopped with Ctrl-C.
+Exit codes: 0 done, 1 refused or failed, 2 the options are wrong, 130 stopped with Ctrl-C. ``TILTYARD_DEBUG=1`` shows
+tracebacks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tiltyard.jobfile import load_experiment
 from tiltyard.ray_token import use_own_token
 from tiltyard.report.telling import Teller
 from tiltyard.report.terminal import output
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shows_tracebacks
 
 if TYPE_CHECKING:
     from tiltyard.crown import Crowned, Served
@@ -39,15 +40,28 @@ def main(path: str, argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--datasets", help="only these, separated by commas; NAME or NAME@VERSION")
     parser.add_argument("--seed", type=int, help="another seed")
     options = parser.parse_args(argv)
-    names = options.datasets.split(",") if options.datasets else None
+    names = names_in(options.datasets)
+    if names == []:
+        parser.error("--datasets: name at least one dataset, e.g. --datasets wine,digits")
     try:
         code = run_file(path, trials=options.trials, datasets=names, seed=options.seed)
     except TiltyardError as error:
+        if shows_tracebacks():
+            raise
         Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {error}", style="red", markup=False)
         code = 1
     except KeyboardInterrupt:
         code = INTERRUPTED
     raise SystemExit(code)
+
+
+def names_in(datasets: str | None) -> list[str] | None:
+    """The names in the text of ``--datasets``; None where it was not given.
+
+    >>> names_in(" wine, digits@2,")
+    ['wine', 'digits@2']
+    """
+    return None if datasets is None else [name.strip() for name in datasets.split(",") if name.strip()]
 
 
 def run_file(

@@ -14,8 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TRACKING_ENV = "TILTYARD_TRACKING_URI"
+DEBUG_ENV = "TILTYARD_DEBUG"
 _URI = re.compile(r"([a-z][a-z0-9+.-]*://)(\S+)", re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(r"([?&][a-z_]*(?:password|passwd|secret|token)[a-z_]*=)[^&#\s]*", re.IGNORECASE)
+
+
+def shows_tracebacks(env: Mapping[str, str] | None = None) -> bool:
+    """True where a person wants the traceback of a refusal: TILTYARD_DEBUG is set, and not 0."""
+    return (os.environ if env is None else env).get(DEBUG_ENV, "") not in {"", "0"}
 
 
 def shown(text: str) -> str:

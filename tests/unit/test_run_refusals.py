@@ -15,7 +15,7 @@ import users_models
 
 from tiltyard.data.store import DatasetStore
 from tiltyard.errors import DataError, ModelError, SpecError, TiltyardError
-from tiltyard.run import run_file
+from tiltyard.run import main, run_file
 
 JOB = """
 from tiltyard import Budget, DatasetRef, Experiment, Halving, Objective, Search, Variant, choice, loguniform, main
@@ -146,6 +146,37 @@ def test_job_with_a_model_that_fails_on_the_rows_is_refused_with_their_shape(tmp
     message = refusal(tmp_path, home, variant=own("four_wide:Net"))
     assert "'four_wide:Net'" in message
     assert "(5,)" in message
+
+
+def test_job_file_run_by_python_takes_names_with_blanks_and_refuses_none(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "job.py"
+    file.write_text(JOB.format(**{**GOOD, "metric": '"roc_auc"'}))
+    with pytest.raises(SystemExit) as ended:
+        main(str(file), ["--datasets", " flips , rings"])
+    assert ended.value.code == 1
+    assert "rings@1 is a multiclass task" in capsys.readouterr().err, "both names were understood"
+    for nothing in ("", " , "):
+        with pytest.raises(SystemExit) as ended:
+            main(str(file), ["--datasets", nothing])
+        assert ended.value.code == 2
+        assert "name at least one dataset" in capsys.readouterr().err
+    assert not (home / "journal.db").exists()
+
+
+def test_job_file_run_by_python_with_debug_shows_the_traceback(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "job.py"
+    file.write_text(JOB.format(**{**GOOD, "metric": '"roc_auc"'}))
+    monkeypatch.setenv("TILTYARD_DEBUG", "1")
+    with pytest.raises(SpecError, match="rings@1 is a multiclass task"):
+        main(str(file), [])
+    monkeypatch.setenv("TILTYARD_DEBUG", "0")
+    with pytest.raises(SystemExit):
+        main(str(file), [])
+    assert not (home / "journal.db").exists()
 
 
 def test_job_file_run_by_python_with_something_wrong_exits_with_one_message_and_no_ray(

@@ -20,8 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tiltyard.errors import TiltyardError
-
-DEBUG_ENV = "TILTYARD_DEBUG"
+from tiltyard.settings import DEBUG_ENV, shows_tracebacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +220,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         command(args=None if args is None else list(args), prog_name="tiltyard")
     except TiltyardError as error:
-        if os.environ.get(DEBUG_ENV, "") not in {"", "0"}:
+        if shows_tracebacks():
             raise
         show_error(error)
         sys.exit(1)

@@ -22,9 +22,9 @@ def run(
     ),
 ) -> None:
     """Run an experiment: sweep, rank, register and serve what its file describes."""
-    from tiltyard.run import run_file
+    from tiltyard.run import names_in, run_file
 
-    names = [name.strip() for name in datasets.split(",") if name.strip()] if datasets is not None else None
+    names = names_in(datasets)
     if names == []:
         raise typer.BadParameter("name at least one dataset, e.g. --datasets wine,digits", param_hint="--datasets")
     os.environ.update(address_env(address))

@@ -16,6 +16,7 @@ import typer
 from tiltyard import cli
 from tiltyard.errors import SpecError
 from tiltyard.local import probe
+from tiltyard.settings import DEBUG_ENV
 
 
 def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -121,21 +122,21 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 def test_main_with_our_error_prints_the_message_alone_and_exits_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(cli.DEBUG_ENV, raising=False)
+    monkeypatch.delenv(DEBUG_ENV, raising=False)
     _failing(monkeypatch, SpecError("Found [x], wanted y; write z."))
     code, out, err = leave(capsys, "fail")
     assert (code, out, err) == (1, "", "error: Found [x], wanted y; write z.\n")
 
 
 def test_main_with_our_error_under_debug_lets_it_fly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.DEBUG_ENV, "1")
+    monkeypatch.setenv(DEBUG_ENV, "1")
     _failing(monkeypatch, SpecError("Found x."))
     with pytest.raises(SpecError):
         cli.main(["fail"])
 
 
 def test_main_with_debug_option_turns_tracebacks_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.DEBUG_ENV, "")
+    monkeypatch.setenv(DEBUG_ENV, "")
     _failing(monkeypatch, SpecError("Found x."))
     with pytest.raises(SpecError):
         cli.main(["--debug", "fail"])
