@@ -179,6 +179,7 @@ def test_job_file_run_by_python_with_debug_shows_the_traceback(
     assert not (home / "journal.db").exists()
 
 
+@pytest.mark.slow
 def test_job_file_run_by_python_with_something_wrong_exits_with_one_message_and_no_ray(
     tmp_path: Path, home: Path, data: str
 ) -> None:

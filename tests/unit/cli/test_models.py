@@ -50,6 +50,7 @@ def test_models_with_nothing_registered_says_so_and_makes_nothing(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_models_listed_promoted_compared_and_rolled_back_tell_and_record_it(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -240,6 +240,7 @@ def _together(work: Any, root: str, processes: int = 8) -> None:
         assert process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_appends_of_eight_processes_at_once_lose_nothing(store: DatasetStore) -> None:
     store.commit("toy", table(0, 50), spec=SPEC)
     _together(_append, store.root.uri)
@@ -253,6 +254,7 @@ def test_appends_of_eight_processes_at_once_lose_nothing(store: DatasetStore) ->
     assert not list((Path(store.root.path) / "toy").rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_first_commits_of_eight_processes_at_once_all_become_versions(store: DatasetStore) -> None:
     _together(_create, store.root.uri)
     history = store.history("new")

@@ -187,6 +187,7 @@ def _user_bundle(root: Path, folder: Path, width: int) -> SmallBundle:
     )
 
 
+@pytest.mark.slow
 def test_bundles_of_a_users_class_load_without_its_folder_each_with_its_own_code(tmp_path: Path) -> None:
     first = _user_bundle(tmp_path / "work1", tmp_path / "first", 5)
     second = _user_bundle(tmp_path / "work2", tmp_path / "second", 7)

@@ -179,6 +179,7 @@ def test_registry_out_of_reach_is_told_apart_from_an_unknown_model(
     assert "secret" not in str(told.value).split("did not answer")[0]
 
 
+@pytest.mark.slow
 def test_pyfunc_with_the_pickle_switch_off_answers_as_the_bundle(
     registry: ModelRegistry, settings: Settings, tmp_path: Path
 ) -> None:

@@ -317,6 +317,7 @@ def test_page_and_document_name_every_model_and_load_nothing_from_elsewhere(serv
     assert row["required"] == ["n0", "n1", "n2", "n3", "colour"]
 
 
+@pytest.mark.slow
 def test_document_keeps_its_promises_under_schemathesis(served: Served) -> None:
     """Requests made from the document, right and wrong ones: no 5xx, no status or body that it does not name."""
     import schemathesis

@@ -265,6 +265,7 @@ def test_hartmann6_at_its_best_point_has_the_known_value() -> None:
     assert hartmann6(at, 1) == pytest.approx(BEST, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_tpe_in_packs_of_16_on_hartmann6_over_20_seeds_beats_random() -> None:
     trials, seeds = 96, range(20)
     learned = [Sweep(experiment(trials, seed=s), hartmann6).run().best for s in seeds]

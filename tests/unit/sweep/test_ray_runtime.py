@@ -68,6 +68,7 @@ def test_probe_of_what_ray_itself_starts_or_finds_tries_nothing(address: str) ->
     probe(address)
 
 
+@pytest.mark.slow
 def test_run_at_an_address_where_nothing_listens_ends_soon_and_claims_nothing(closed: int, tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TILTYARD_"))}
     words = f"-m tiltyard.cli run jobs/first_sweep.py --datasets wine --address 127.0.0.1:{closed}"

@@ -57,6 +57,7 @@ MEASURED: list[list[Any]] = [
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_estimate_of_memory_is_within_a_fifth_of_what_is_measured() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(MEASURED)],
