@@ -251,7 +251,7 @@ class Pack:
             batches = list(batches)
             steps_per_epoch = len(batches)
         total, rows = np.zeros(len(self.members)), 0
-        with sizing.threads(self.threads):
+        with sizing.threads(self.threads), sizing.tiny_as_zero():
             for window in self._windows(batches):
                 losses = self._run(window, steps_per_epoch)
                 self._note_failures(losses)

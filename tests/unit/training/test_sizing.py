@@ -172,3 +172,21 @@ def test_calibration_of_this_machine_is_read_back_and_used(tmp_path: Path) -> No
     assert pack.chunk <= 8
     with pytest.raises(MachineError, match=r"nowhere.*Calibrate"):
         sizing.read_sizes(tmp_path / "nowhere.json")
+
+
+def test_numbers_too_small_count_as_zero_in_training_and_only_there(worlds: Any) -> None:
+    def product_of_small() -> float:
+        return float(torch.full((1,), 1e-30) * 1e-10)
+
+    assert product_of_small() > 0
+    with sizing.tiny_as_zero():
+        with sizing.tiny_as_zero():
+            assert product_of_small() == 0
+        assert product_of_small() == 0, "the inner one leaves it as it was"
+    assert product_of_small() > 0
+    world = worlds["multiclass"]
+    pack = Pack.create(world.spec("mlp"), [Member(name="a", seed=0)])
+    with pytest.raises(TrainingError):
+        pack.train_epoch([])
+    pack.train_epoch(world.batches())
+    assert product_of_small() > 0
