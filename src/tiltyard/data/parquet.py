@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from tiltyard.data import order, rows
 from tiltyard.data.places import Place
+from tiltyard.data.profile import Builder
 from tiltyard.data.versions import FileEntry
 
 WINDOWS_PER_FILE = 8
@@ -82,6 +83,7 @@ def write_split(
     bits: int,
     run: str,
     root: Place,
+    profile: Builder,
 ) -> list[FileEntry]:
     """Writes the rows of one split, ascending by hash.
 
@@ -93,13 +95,16 @@ def write_split(
         bits: Windows to cut row groups at (``order.window_bits``).
         run: A name no other write has.
         root: The dataset's Delta table.
+        profile: Takes each window as it is written.
     """
     entries: list[FileEntry] = []
     windows = list(_windows(row_hash[places], bits))
     for number, first in enumerate(range(0, len(windows), WINDOWS_PER_FILE)):
         path = f"{rows.SPLIT}={split}/{run}-{number:05d}.parquet"
         entries.append(
-            _write_file(table, row_hash, places, windows[first : first + WINDOWS_PER_FILE], split, root / path, path)
+            _write_file(
+                table, row_hash, places, windows[first : first + WINDOWS_PER_FILE], split, root / path, path, profile
+            )
         )
     return entries
 
@@ -112,6 +117,7 @@ def _write_file(
     split: str,
     where: Place,
     path: str,
+    profile: Builder,
 ) -> FileEntry:
     schema = stored_schema(table.schema)
     sink = _Hashing(where.open_output())
@@ -125,6 +131,7 @@ def _write_file(
         for start, stop in windows:
             chosen = places[start:stop]
             part = table.take(pa.array(chosen)).append_column(rows.ROW, pa.array(row_hash[chosen]))
+            profile.add(part)
             writer.write_table(part.cast(schema) if part.schema != schema else part, row_group_size=stop - start)
     sink.close()
     return FileEntry(
@@ -150,13 +157,13 @@ def first_groups(where: Place, share: float) -> list[int] | None:
     if share >= 1.0:
         return None
     bound = int(np.iinfo(np.int64).min + share * 2.0**64)
+    return [i for i, (low, _, _) in enumerate(file_hash_ranges(where)) if low <= bound]
+
+
+def file_hash_ranges(where: Place) -> list[tuple[int, int, int]]:
+    """Smallest hash, largest hash and rows of each row group of a file, from its footer."""
     with where.filesystem.open_input_file(where.path) as source:
-        found = hash_ranges(pq.ParquetFile(source).metadata)
-    return [i for i, (low, _, _) in enumerate(found) if low <= bound]
-
-
-def hash_ranges(metadata: pq.FileMetaData) -> list[tuple[int, int, int]]:
-    """Smallest hash, largest hash and rows of each row group of a file."""
+        metadata = pq.ParquetFile(source).metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     place = metadata.num_columns - 1
     stats = [(g.column(place).statistics, g.num_rows) for g in groups]

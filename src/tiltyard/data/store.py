@@ -28,6 +28,7 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, create_table_with_add_actions
 
 from tiltyard.data import checks, order, parquet, rows, sources, splits
+from tiltyard.data import profile as profiling
 from tiltyard.data.places import Place
 from tiltyard.data.versions import (
     SPLITS,
@@ -328,6 +329,7 @@ class DatasetStore:
         prepared: _Prepared | None = None
         based_on: int | None = -1
         files: tuple[FileEntry, ...] = ()
+        profile_path = ""
         for attempt in range(RETRIES):
             delta = self._delta(name)
             versions = self._versions(name)
@@ -336,31 +338,35 @@ class DatasetStore:
             if expect_parent is not None and expect_parent != number:
                 raise CommitConflictError(
                     f"Dataset {name!r} is at version {number}, not at {expect_parent} as expected. Look at what came "
-                    f"in between (tiltyard data diff {name}@{expect_parent} {name}@{number}), then commit on top of it."
+                    f"in between (tiltyard data history {name}), then commit on top of it."
                 )
             try:
                 if prepared is None or based_on != number:
                     fresh = plan(head)
                     if prepared is None or fresh.row_sums != prepared.row_sums or fresh.schema != prepared.schema:
-                        self._discard(name, files)
-                        files = ()
+                        self._discard(name, files, profile_path)
+                        files, profile_path = (), ""
                     prepared, based_on = fresh, number
                 draft = self._draft(name, prepared, head, message)
                 if head and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
-                    self._discard(name, files)
+                    self._discard(name, files, profile_path)
                     return Commit(version=head, created=False)
                 draft = replace(draft, warnings=_run_checks(prepared, draft, head))
-                files = files or self._write(name, prepared, draft.window_rows)
+                if not files:
+                    files, profile_path = self._write(name, prepared, draft.window_rows)
             except BaseException:
-                self._discard(name, files)
+                self._discard(name, files, profile_path)
                 raise
             done = self._try_commit(
-                name, replace(draft, files=files, files_digest=files_digest(files)), delta, prepared
+                name,
+                replace(draft, files=files, files_digest=files_digest(files), profile_path=profile_path),
+                delta,
+                prepared,
             )
             if done is not None:
                 return Commit(version=done, created=True)
             time.sleep(min(0.5, 0.01 * 2**attempt) * np.random.default_rng().random())
-        self._discard(name, files)
+        self._discard(name, files, profile_path)
         raise CommitConflictError(
             f"Dataset {name!r} was committed to by others {RETRIES} times while this commit was tried; nothing was "
             "published. Try again when fewer writers are at it."
@@ -394,19 +400,25 @@ class DatasetStore:
             message=message,
         )
 
-    def _write(self, name: str, p: _Prepared, window_rows: int) -> tuple[FileEntry, ...]:
+    def _write(self, name: str, p: _Prepared, window_rows: int) -> tuple[tuple[FileEntry, ...], str]:
+        """Files of every split and their profile; what is written is removed again where it cannot be finished."""
         run, root = uuid.uuid4().hex, self.root / name / "table"
         table = p.table.combine_chunks()
         by_hash = np.argsort(p.row_hash, kind="stable")
         entries: list[FileEntry] = []
+        profiles: dict[str, profiling.SplitProfile] = {}
         try:
             for code, split in enumerate(SPLITS):
                 places = by_hash[p.codes[by_hash] == code]
                 if len(places):
                     bits = order.window_bits(len(places), window_rows)
+                    builder = profiling.Builder(hidden=p.spec.keys)
                     entries += parquet.write_split(
-                        table, p.row_hash, places, split=split, bits=bits, run=run, root=root
+                        table, p.row_hash, places, split=split, bits=bits, run=run, root=root, profile=builder
                     )
+                    profiles[split] = builder.done()
+            path = f"profiles/{run}.json"
+            (self.root / name / path).write_json(profiling.Profile(splits=profiles).to_json())
         except BaseException:
             for split in SPLITS:
                 folder = root / f"{rows.SPLIT}={split}"
@@ -414,11 +426,13 @@ class DatasetStore:
                     if file.startswith(run):
                         (folder / file).remove()
             raise
-        return tuple(entries)
+        return tuple(entries), path
 
-    def _discard(self, name: str, files: Sequence[FileEntry]) -> None:
+    def _discard(self, name: str, files: Sequence[FileEntry], profile_path: str) -> None:
         for file in files:
             (self.root / name / "table" / file.path).remove()
+        if profile_path:
+            (self.root / name / profile_path).remove()
 
     def _try_commit(
         self, name: str, draft: DatasetVersion, delta: DeltaTable | None, p: _Prepared
@@ -495,6 +509,24 @@ class DatasetStore:
         """Row hashes of a split, ascending: what `tiltyard.data.feed.local_feed` needs for large splits."""
         column = self._read_split(version, split, [], None)[rows.ROW]
         return np.asarray(column.to_numpy(), dtype=np.int64)
+
+    def profile(self, version: DatasetVersion | DatasetRef | str) -> profiling.Profile:
+        """What a version looks like; computed while it was written (or now, from its rows, where it was not kept).
+
+        Raises:
+            DatasetNotFoundError: If there is no such version.
+            DataError: If its profile is damaged.
+        """
+        if not isinstance(version, DatasetVersion):
+            version = self.resolve(version)
+        where = self.root / version.name / version.profile_path
+        if version.profile_path and where.exists():
+            return profiling.Profile.from_json(where.read_json())
+        there = [s for s in SPLITS if version.split_rows.get(s)]
+        hidden = version.spec.keys
+        return profiling.Profile(
+            splits={s: profiling.profile(self.read(version, split=s), hidden=hidden) for s in there}
+        )
 
     def _read_split(self, version: DatasetVersion, split: str, columns: list[str], limit: int | None) -> pa.Table:
         """Columns and the row hash of a split, ascending by hash."""

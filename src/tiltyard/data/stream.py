@@ -6,11 +6,12 @@
   preprocessed where they are decoded, and puts one float32 matrix, the labels and the row hashes into the object store in
   canonical order. Trials map that memory; none copies or decodes a row. Where the owner dies, Ray restarts it and it reads
   again when next asked; trials that have mapped the arrays keep them.
-* *streamed*: each epoch is a Ray Data execution over windows in the epoch's order, with bounded memory.
+* *streamed*: it does not fit. Each trial streams its epochs through Ray Data, with bounded memory
+  (`tiltyard.data.streamed`).
 
-`open_feed`, called inside a trial, gives the same batches either way. Reading takes no CPU slot from Ray
-(``num_cpus=0`` with a bounded number of tasks), so trials that hold every CPU cannot starve the reader they wait for;
-`plan_streams` says what that costs and refuses what could not run.
+`open_feed`, called inside a trial, gives the same batches either way. Reading takes no CPU slot from Ray (``num_cpus=0``
+with a bounded number of tasks), so trials that hold every CPU cannot starve the reader they wait for; what streams need
+together is counted here, and refused where it could not run (`tiltyard.data.preflight`).
 """
 
 from __future__ import annotations
@@ -24,28 +25,32 @@ import pyarrow as pa
 import ray
 import torch
 
-from tiltyard.data import parquet, rows
+from tiltyard.data import rows
 from tiltyard.data.features import feature_columns, fit_preprocessor
-from tiltyard.data.feed import ArrayFeed, Arrays, Feed
+from tiltyard.data.feed import ArrayFeed, Arrays, Feed, check_feed
 from tiltyard.data.places import Place
+from tiltyard.data.preflight import SplitPlan, StreamPlan, check_whole, plan_splits, plan_streams, window_bytes
 from tiltyard.data.store import DatasetStore
-from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry
+from tiltyard.data.streamed import StreamedFeed
+from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry, check_split
+from tiltyard.data.windows import Decoder, X, Y, narrow
 from tiltyard.errors import DataError, PreflightError
 from tiltyard.preprocessing import Preprocessor
 
-__all__ = ["Shared", "SplitPlan", "feature_columns", "fit_preprocessor", "open_feed", "plan_splits", "share"]
+__all__ = [
+    "Shared",
+    "SplitPlan",
+    "StreamPlan",
+    "feature_columns",
+    "fit_preprocessor",
+    "open_feed",
+    "plan_splits",
+    "plan_streams",
+    "share",
+]
 
-_X, _Y, _PLACE = "x", "y", "file"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitPlan:
-    """How one split is shared: ``mode`` is ``resident`` or ``streamed``; bytes as arrays in memory."""
-
-    split: str
-    num_rows: int
-    num_bytes: int
-    mode: str
+STREAM_SHARE = 0.8
+"""Of the object store, resident splits and streams together; the rest is for results, checkpoints and Ray itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +63,14 @@ class Shared:
         plans: Split name to plan.
         owner: The actor that owns the resident arrays.
         storage_options: How to reach the store.
+        streams: What the streams of all trials may use together; None where no split is streamed.
     """
 
     version: DatasetVersion
     preprocessor: Preprocessor
     plans: Mapping[str, SplitPlan]
     owner: Any = field(repr=False)
+    streams: StreamPlan | None = None
     storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -90,47 +97,21 @@ class Shared:
         ray.kill(self.owner)
 
 
-class _Decoder:
-    """Turns one file (or some of its row groups) into features, labels and hashes; runs inside Ray Data's tasks."""
-
-    def __init__(self, root: Place, preprocessor: Preprocessor) -> None:
-        self.root, self.preprocessor = root, preprocessor
-        self.columns = [*preprocessor.features, *preprocessor.labels, rows.ROW]
-
-    def __call__(self, path: str, row_groups: Sequence[int] | None = None) -> pa.Table:
-        raw = parquet.read_file(self.root / path, self.columns, row_groups)
-        x = self.preprocessor.transform(raw)
-        y = self.preprocessor.transform_label(raw)
-        return pa.table({_X: _wide(x), _Y: _wide(y) if y.ndim == 2 else pa.array(y), rows.ROW: raw[rows.ROW]})
-
-
-def _wide(matrix: np.ndarray[Any, Any]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
-
-
-def _narrow(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
-    """A column as an array, ``(rows, size)`` where it is of tensors; no copy where it is one chunk."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if pa.types.is_fixed_size_list(array.type):
-        return np.asarray(array.flatten().to_numpy()).reshape(len(array), array.type.list_size)
-    return np.asarray(array.to_numpy())
-
-
 class FilesSource(ray.data.Datasource):
     """Ray Data's source over the files of a version: one read task per file, decoded and preprocessed in the task."""
 
-    def __init__(self, decoder: _Decoder, files: Sequence[FileEntry]) -> None:
-        super().__init__()
+    def __init__(self, decoder: Decoder, files: Sequence[FileEntry]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self._decoder, self._files = decoder, list(files)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes of all blocks."""
-        return sum(f.num_rows for f in self._files) * (4 * self._decoder.preprocessor.num_features_out + 16)
+        return sum(f.num_rows for f in self._files) * self._decoder.row_bytes
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
         """One task per file; the parallelism asked for is not followed, files are of the right size already."""
         decoder = self._decoder
-        width = 4 * decoder.preprocessor.num_features_out + 16
+        width = decoder.row_bytes
 
         def task(file: FileEntry) -> Any:
             meta = ray.data.block.BlockMetadata(
@@ -166,7 +147,7 @@ class _Owner:
 
     def __init__(self, version: DatasetVersion, preprocessor: Preprocessor, options: Mapping[str, str]) -> None:
         self._version = version
-        self._decoder = _Decoder(Place.of(version.uri, options), preprocessor)
+        self._decoder = Decoder(Place.of(version.uri, options), preprocessor)
         self._refs: dict[str, Any] = {}
         self._rows_decoded = 0
         self._reads = 0
@@ -222,17 +203,12 @@ class _Rows:
             part = block.slice(0, num_rows - done)
             self._left = block.slice(part.num_rows) if part.num_rows < block.num_rows else None
             to = slice(done, done + part.num_rows)
-            x[to], y[to], hashes[to] = _narrow(part[_X]), _narrow(part[_Y]), _narrow(part[rows.ROW])
+            x[to], y[to], hashes[to] = narrow(part[X]), narrow(part[Y]), narrow(part[rows.ROW])
             done += part.num_rows
         if not (hashes[1:] >= hashes[:-1]).all():
             by_hash = np.argsort(hashes, kind="stable")
             x, y, hashes = x[by_hash], y[by_hash], hashes[by_hash]
         return x, y, hashes
-
-
-def array_bytes(num_rows: int, num_features: int, num_labels: int) -> int:
-    """Bytes of a split as arrays: features, labels and hashes."""
-    return num_rows * (4 * num_features + 8 * max(1, num_labels) + 8)
 
 
 def share(
@@ -244,6 +220,10 @@ def share(
     splits: Sequence[str] = ("train", "validation"),
     memory_share: float = 0.5,
     mode: str = "auto",
+    whole: Sequence[str] = ("validation",),
+    consumers: int | None = None,
+    consumer_cpus: float = 1.0,
+    reader_cpus: float = 0.0,
 ) -> Shared:
     """Makes a version ready for trials and returns what they need to open their feeds.
 
@@ -255,56 +235,52 @@ def share(
         splits: Read now; others are read when a feed first asks for them.
         memory_share: Part of the cluster's object store that resident splits may take together, 0 to 1.
         mode: ``auto``, or ``resident`` or ``streamed`` for all splits.
+        whole: Of ``splits``, those of which trials need all rows at once (``Feed.all``), so that they must not be streamed.
+        consumers: Trials that may stream at a time; where None, as many as the cluster has CPUs for.
+        consumer_cpus: CPU slots that a trial holds.
+        reader_cpus: CPU slots that each reader of a stream holds; 0 lets readers share what there is.
 
     Raises:
         DataError: If a split is empty or there is nothing to learn from.
-        PreflightError: If ``resident`` is demanded and does not fit, with the arithmetic.
+        PreflightError: If ``resident`` is demanded and does not fit, a split of ``whole`` would have to be streamed, or
+            the streams of all trials would deadlock or not fit; with the arithmetic.
     """
     fitted = preprocessor or fit_preprocessor(store, version, features=features)
-    allowed = int(ray.cluster_resources().get("object_store_memory", 0) * memory_share)
-    plans = plan_splits(version, fitted, allowed_bytes=allowed, mode=mode)
-    owner = _Owner.remote(version, fitted, store.storage_options)
+    resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    total = int(resources.get("object_store_memory", 0))
+    plans = plan_splits(version, fitted, allowed_bytes=int(total * memory_share), mode=mode)
     for split in splits:
         if plans[split].num_rows == 0:
             raise DataError(
                 f"Split {split!r} of {version.ref} has no rows (train, validation, test: "
                 f"{[version.split_rows.get(s, 0) for s in SPLITS]}). Give it a share, or commit more rows."
             )
-    ray.get(owner.load.remote([s for s in splits if plans[s].mode == "resident"]))
-    return Shared(version=version, preprocessor=fitted, plans=plans, owner=owner, storage_options=store.storage_options)
-
-
-def plan_splits(
-    version: DatasetVersion, preprocessor: Preprocessor, *, allowed_bytes: int, mode: str = "auto"
-) -> dict[str, SplitPlan]:
-    """Which splits are resident: as many as fit, the smaller ones first, so that scoring is never the slow part.
-
-    Raises:
-        PreflightError: If ``resident`` is demanded and does not fit.
-    """
-    if mode not in ("auto", "resident", "streamed"):
-        raise PreflightError(f"Mode {mode!r} is none of auto, resident, streamed.")
-    sizes = {
-        s: array_bytes(version.split_rows.get(s, 0), preprocessor.num_features_out, len(preprocessor.labels))
-        for s in SPLITS
-    }
-    left, plans = allowed_bytes, {}
-    for split in sorted(SPLITS, key=lambda s: sizes[s]):
-        fits = sizes[split] <= left
-        if mode == "resident" and not fits:
-            raise PreflightError(
-                f"Split {split!r} of {version.ref} takes {sizes[split]:,} bytes as arrays; {left:,} of the allowed "
-                f"{allowed_bytes:,} bytes are left. Raise memory_share, start Ray with a larger object store, or stream it."
-            )
-        resident = mode == "resident" or (mode == "auto" and fits)
-        left -= sizes[split] if resident else 0
-        plans[split] = SplitPlan(
-            split=split,
-            num_rows=version.split_rows.get(split, 0),
-            num_bytes=sizes[split],
-            mode="resident" if resident else "streamed",
+    check_whole(version, plans, [s for s in splits if s in whole] if mode == "auto" else [], int(total * memory_share))
+    streamed = [s for s in splits if plans[s].mode == "streamed"]
+    streams = None
+    if streamed:
+        cpus = float(resources.get("CPU", 1))
+        row_bytes = Decoder(Place.of(version.uri, store.storage_options), fitted).row_bytes
+        resident = sum(p.num_bytes for p in plans.values() if p.mode == "resident")
+        streams = plan_streams(
+            what=f"{' and '.join(streamed)} of {version.ref}",
+            window_bytes=max(window_bytes(version, row_bytes, s) for s in streamed),
+            consumers=consumers or max(1, int(cpus / max(consumer_cpus, 1e-9))),
+            store_bytes=int(total * STREAM_SHARE) - resident,
+            cluster_cpus=cpus,
+            consumer_cpus=consumer_cpus,
+            reader_cpus=reader_cpus,
         )
-    return plans
+    owner = _Owner.remote(version, fitted, store.storage_options)  # type: ignore[attr-defined]
+    ray.get(owner.load.remote([s for s in splits if plans[s].mode == "resident"]))
+    return Shared(
+        version=version,
+        preprocessor=fitted,
+        plans=plans,
+        owner=owner,
+        streams=streams,
+        storage_options=store.storage_options,
+    )
 
 
 def fetch(handle: Shared, split: str, *, attempts: int = 5) -> Arrays:
@@ -352,16 +328,30 @@ def open_feed(
 
     Raises:
         SpecError: If the batch size or shard makes no sense.
-        DataError: If the split cannot be fetched.
+        DataError: If the split does not exist or cannot be fetched.
     """
+    check_split(handle.version, split)
+    check_feed(batch_size, rank, world)
+    common: dict[str, Any] = {
+        "split": split,
+        "batch_size": batch_size,
+        "data_seed": data_seed,
+        "device": device,
+        "drop_last": drop_last,
+        "rank": rank,
+        "world": world,
+    }
+    if handle.plans[split].mode == "streamed":
+        if handle.streams is None:
+            raise PreflightError(
+                f"Split {split!r} of {handle.version.ref} does not fit in memory and was not planned to be streamed; "
+                f"name it when sharing: share(..., splits=(..., {split!r}))."
+            )
+        decoder = Decoder(Place.of(handle.version.uri, handle.storage_options), handle.preprocessor)
+        return StreamedFeed(handle.version, decoder, plan=handle.streams, **common)
     return ArrayFeed(
         fetch(handle, split),
         content_digest=handle.content_digest,
-        split=split,
-        batch_size=batch_size,
-        data_seed=data_seed,
-        device=device,
-        drop_last=drop_last,
-        rank=rank,
-        world=world,
+        window_rows=handle.version.window_rows,
+        **common,
     )

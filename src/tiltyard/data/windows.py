@@ -1,0 +1,200 @@
+"""One window of a split, read and turned into what a trial sees: features, labels, in the order of an epoch.
+
+This runs inside Ray Data's tasks and imports neither Ray nor torch, so that a fresh worker process is ready soon. Only the
+columns that are wanted, and only the row groups that hold the window, are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tiltyard.data import order, parquet, rows
+from tiltyard.data.places import Place
+from tiltyard.data.versions import DatasetVersion
+from tiltyard.errors import DataError
+from tiltyard.preprocessing import Preprocessor
+
+X, Y = "x", "y"
+"""Names of the columns of a block: features (a tensor a row) and label."""
+
+
+def wide(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """A matrix as a column of tensors; no copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+
+
+def narrow(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column as an array, ``(rows, size)`` where it is of tensors; no copy where it is one chunk."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if pa.types.is_fixed_size_list(array.type):
+        return np.asarray(array.flatten().to_numpy()).reshape(len(array), array.type.list_size)
+    return np.asarray(array.to_numpy())
+
+
+class Decoder:
+    """Turns one file, or some of its row groups, into features, labels and row hashes.
+
+    Args:
+        root: The dataset's Delta table.
+        preprocessor: What turns columns into features.
+    """
+
+    def __init__(self, root: Place, preprocessor: Preprocessor) -> None:
+        self.root, self.preprocessor = root, preprocessor
+        self.columns = [*preprocessor.features, *preprocessor.labels, rows.ROW]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as arrays: features, labels and the hash."""
+        return 4 * self.preprocessor.num_features_out + 8 * max(1, len(self.preprocessor.labels)) + 8
+
+    def raw(self, path: str, row_groups: Sequence[int] | None = None) -> pa.Table:
+        """The columns that are needed, and the hashes."""
+        return parquet.read_file(self.root / path, self.columns, row_groups)
+
+    def __call__(self, path: str) -> pa.Table:
+        """A whole file, in its order."""
+        raw = self.raw(path)
+        return self.block(raw).append_column(rows.ROW, raw[rows.ROW])
+
+    def block(self, raw: pa.Table, places: npt.NDArray[np.int64] | None = None) -> pa.Table:
+        """Features and labels of rows; of those at ``places`` and in that order, where given."""
+        x, y = self.preprocessor.transform(raw), self.preprocessor.transform_label(raw)
+        if places is not None:
+            x, y = x[places], y[places]
+        return pa.table({X: wide(x), Y: wide(y) if y.ndim == 2 else pa.array(y)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Where a window lies.
+
+    Args:
+        number: Its number in canonical order.
+        num_rows: Rows of it.
+        groups: File path to the row groups that hold any of it.
+        first: Smallest row hash that belongs to it.
+        last: Largest row hash that belongs to it.
+    """
+
+    number: int
+    num_rows: int
+    groups: Mapping[str, tuple[int, ...]]
+    first: int
+    last: int
+
+
+def windows_of(version: DatasetVersion, root: Place, split: str) -> list[Window]:
+    """All windows of a split with their row groups, from the footers of its files; empty ones too.
+
+    Written by Tiltyard, a window is exactly one row group.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+    """
+    total = version.split_rows.get(split, 0)
+    starts = order.window_starts(order.window_bits(total, version.window_rows)).tolist()
+    ends = [*(s - 1 for s in starts[1:]), np.iinfo(np.int64).max]
+    groups: list[dict[str, list[int]]] = [{} for _ in starts]
+    counts = [0] * len(starts)
+    exact = True
+    for file in (f for f in version.files if f.split == split):
+        for number, (low, high, num_rows) in enumerate(_ranges(version, root / file.path)):
+            first, last = (int(np.searchsorted(starts, h, side="right")) - 1 for h in (low, high))
+            exact = exact and first == last
+            counts[first] += num_rows
+            for window in range(first, last + 1):
+                groups[window].setdefault(file.path, []).append(number)
+    if not exact:
+        counts = _count(version, root, split, starts)
+    return [
+        Window(number=i, num_rows=counts[i], groups={p: tuple(g) for p, g in groups[i].items()}, first=a, last=b)
+        for i, (a, b) in enumerate(zip(starts, ends, strict=True))
+    ]
+
+
+def _ranges(version: DatasetVersion, where: Place) -> list[tuple[int, int, int]]:
+    try:
+        return parquet.file_hash_ranges(where)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"A file of {version.ref} cannot be read: {error}. Wanted: the version's files as they were written. "
+            "Restore them, or commit the rows anew."
+        ) from error
+
+
+def _count(version: DatasetVersion, root: Place, split: str, starts: Sequence[int]) -> list[int]:
+    """Rows of each window, from the hashes themselves: for files whose row groups do not end where windows do."""
+    counts = np.zeros(len(starts), np.int64)
+    for file in (f for f in version.files if f.split == split):
+        hashes = narrow(parquet.read_file(root / file.path, [rows.ROW])[rows.ROW])
+        counts += np.bincount(np.searchsorted(starts, hashes, side="right") - 1, minlength=len(starts))
+    return [int(n) for n in counts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """What one shard takes of one window in one epoch: every ``world``-th row from ``skip`` on, ``take`` rows at most."""
+
+    epoch: int
+    window: int
+    skip: int
+    take: int
+
+
+def epoch_slices(
+    windows: Sequence[Window], place: tuple[str, str, int], epoch: int, rank: int, world: int
+) -> list[Slice]:
+    """The slices of a shard in the order of an epoch, without empty ones.
+
+    Args:
+        windows: Of the split.
+        place: Content digest, split and data seed.
+        epoch: Which one.
+        rank: Number of the shard.
+        world: How many there are; all get the same number of rows.
+    """
+    left = order.shard_rows(sum(w.num_rows for w in windows), world)
+    seen, slices = 0, []
+    for number in order.window_order(*place, epoch, len(windows)).tolist():
+        skip = (rank - seen) % world
+        take = min(left, len(range(skip, windows[number].num_rows, world)))
+        seen, left = seen + windows[number].num_rows, left - take
+        if take:
+            slices.append(Slice(epoch=epoch, window=number, skip=skip, take=take))
+    return slices
+
+
+class Reader:
+    """Reads slices of windows, one after another; lives in an actor of Ray Data.
+
+    Args:
+        decoder: How a window becomes features and labels.
+        windows: Of the split.
+        place: Content digest, split and data seed: with the epoch, what decides the order.
+        world: How many shards there are.
+    """
+
+    def __init__(self, decoder: Decoder, windows: Sequence[Window], place: tuple[str, str, int], world: int) -> None:
+        self._decoder, self._windows, self._place, self._world = decoder, windows, place, world
+
+    def __call__(self, asked: pa.Table) -> pa.Table:
+        """The rows of the slices in ``asked`` (columns ``epoch``, ``window``, ``skip``, ``take``), in the epoch's order."""
+        return pa.concat_tables([self.read(Slice(**row)) for row in asked.to_pylist()])
+
+    def read(self, asked: Slice) -> pa.Table:
+        """The rows of one slice, in the order of its epoch."""
+        window = self._windows[asked.window]
+        parts = [self._decoder.raw(path, groups) for path, groups in window.groups.items()]
+        raw = parts[0] if len(parts) == 1 else parquet.canonical_order(pa.concat_tables(parts))
+        if raw.num_rows != window.num_rows:
+            hashes = narrow(raw[rows.ROW])
+            raw = raw.filter(pa.array((hashes >= window.first) & (hashes <= window.last)))
+        places = order.row_order(*self._place, asked.epoch, window.number, window.num_rows)
+        return self._decoder.block(raw, places[asked.skip :: self._world][: asked.take])
