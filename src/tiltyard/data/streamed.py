@@ -13,6 +13,7 @@ No deadlock: readers hold no CPU slot unless told to, so trials that hold every 
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,9 +49,7 @@ def _context(plan: StreamPlan) -> ray.data.DataContext:
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
     context.target_max_block_size = plan.window_bytes  # a window is a block: it is cut from half as much again
-    context._max_num_blocks_in_streaming_gen_buffer = (
-        1  # and a task's whole output: what pending tasks are counted with
-    )
+    context._max_num_blocks_in_streaming_gen_buffer = 1  # and a task's whole output; pending tasks are counted by it
     options = context.execution_options
     options.preserve_order = True
     options.resource_limits = options.resource_limits.copy(
@@ -66,9 +65,15 @@ def _told() -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         raise DataError(
-            f"A window could not be read: {str(error.__cause__ or error).strip().splitlines()[-1]}. "
+            f"A window could not be read: {_what(error)}. "
             "Wanted: the version's files as they were written. Restore them, or commit the rows anew."
         ) from error
+
+
+def _what(error: Exception) -> str:
+    """The line that matters of an error that Ray carried here with the tracebacks of other processes."""
+    lines = [line.strip() for line in str(error).splitlines() if re.match(r"\s*[\w.]*(Error|Exception): ", line)]
+    return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
 class _Segment:

@@ -106,7 +106,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a reader must know before using the data; rendered by ``tiltyard.data.cards``."""
+    """What a reader must know before using the data."""
 
     description: str = ""
     source: str = ""

@@ -39,7 +39,9 @@ def test_profile_in_parts_of_any_size_equals_plain_numpy(values: list[float | No
     if not len(present):
         assert found.mean is None
         return
-    np.testing.assert_allclose([found.mean, found.std], [present.mean(), present.std()], rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(
+        np.array([found.mean, found.std], float), [present.mean(), present.std()], rtol=1e-9, atol=1e-6
+    )
     assert (found.minimum, found.maximum) == (present.min(), present.max())
     np.testing.assert_allclose(found.quantiles, np.quantile(present, profiling.QUANTILES))
     assert sum(found.counts) == len(present)
@@ -112,7 +114,7 @@ def test_profile_of_a_version_is_kept_with_it_split_by_split(tmp_path: Path) -> 
         values = store.read(version, split=split)["x"].to_numpy()
         column = found.column("x", split)
         assert column.count == count
-        np.testing.assert_allclose([column.mean, column.std], [values.mean(), values.std()])
+        np.testing.assert_allclose(np.array([column.mean, column.std], float), [values.mean(), values.std()])
     assert found.column("id").mean is None
     assert profiling.Profile.from_json(json.loads(json.dumps(found.to_json()))) == found
     (tmp_path / "toy" / version.profile_path).unlink()
