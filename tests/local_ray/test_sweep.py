@@ -15,6 +15,7 @@ import pytest
 import sweeps
 from mlflow import MlflowClient
 
+from tiltyard import cli
 from tiltyard.data.store import DatasetStore
 from tiltyard.distributions import choice
 from tiltyard.errors import AlreadyClaimedError, PreflightError
@@ -25,6 +26,7 @@ from tiltyard.sweep.engine.driver import ENDED
 from tiltyard.sweep.engine.launch import Outcome, prepare
 from tiltyard.sweep.plan import plan
 from tiltyard.sweep.rerun import rerun_trial
+from tiltyard.training import Pack
 from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray
@@ -339,6 +341,29 @@ def test_rerun_of_a_trial_that_diverged_diverges_again(swept: Outcome, settings:
     assert rerun.agree
     assert "diverged" in (rerun.failure or "")
     assert "diverged" in (rerun.recorded_failure or "")
+
+
+def test_trial_rerun_on_the_command_line_trains_in_this_process_and_says_that_they_agree(
+    swept: Outcome, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained_here = []
+    train_epoch = Pack.train_epoch
+
+    def seen(pack: Pack, *args: Any, **kwargs: Any) -> Any:  # where a breakpoint would stop
+        trained_here.append(pack.epoch)
+        return train_epoch(pack, *args, **kwargs)
+
+    monkeypatch.setattr(Pack, "train_epoch", seen)
+    monkeypatch.setenv("TILTYARD_HOME", str(settings.home))
+    monkeypatch.setenv("TILTYARD_DATA_URI", settings.data_uri)
+    done = next(r for r in swept.results if r.state == "done" and r.variant == "mlp")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["trial", "rerun", done.name])
+    out, err = capsys.readouterr()
+    assert not left.value.code, err
+    assert f"{done.name}, trained again to epoch 2" in out
+    assert "They agree within" in out
+    assert trained_here == [0, 1]
 
 
 def test_every_trial_of_a_finished_sweep_is_in_an_end_state(swept: Outcome, journal: Journal) -> None:

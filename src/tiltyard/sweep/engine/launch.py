@@ -37,6 +37,7 @@ from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, finalists, l
 from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, plan
 from tiltyard.sweep.preflight import check_placement
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord, drain_leftover
+from tiltyard.types import OWN_TRAINING
 
 GROWS = "TILTYARD_CLUSTER_GROWS"
 """Set where an autoscaler adds nodes as they are asked for: what no node can hold now may be held by one to come."""
@@ -179,21 +180,32 @@ def launch(
             the_plan.key, experiment=experiment.name, spec=experiment.to_json(), owner=Owner.here(job)
         )
         layout = Layout(Storage(settings.storage_uri), the_plan.key)
-        work = _Launch(settings, experiment, the_plan, prepared, journal, claim, layout, watch, learning)
         if claim.outcome == "held":
             raise AlreadyClaimedError(_held(claim))
-        if claim.outcome == "finished":
-            return work.from_record()
         try:
+            work = _Launch(settings, experiment, the_plan, prepared, journal, claim, layout, watch, learning)
+            if claim.outcome == "finished":
+                return work.from_record()
             with work.lease:
                 return work.run(store)
         except KeyboardInterrupt:
-            work.interrupt("stopped by Ctrl-C")
-            journal.release(claim, state="stopped", summary={"reason": "stopped by Ctrl-C"})
+            if claim.outcome != "finished":
+                _interrupt(journal, claim, "stopped by Ctrl-C")
+                journal.release(claim, state="stopped", summary={"reason": "stopped by Ctrl-C"})
             raise
         except BaseException as error:
+            if claim.outcome == "finished":  # reading the record again: it stays as it is
+                raise
             journal.release(claim, state="failed", summary={"error": f"{type(error).__name__}: {error}"[:2000]})
             raise
+
+
+def _interrupt(journal: Journal, claim: Claim, reason: str) -> None:
+    """Records what has not ended as interrupted: nothing goes on."""
+    rows = [r for r in journal.trials(claim.key) if r.state not in ENDED]
+    journal.set_trial_states(
+        claim, [TrialUpdate(cell=r.cell, state="interrupted", epoch=r.epoch, reason=reason) for r in rows]
+    )
 
 
 def _check_placement(experiment: Experiment) -> None:
@@ -289,13 +301,6 @@ class _Launch:
             if driver.stop_reason is not None and request.reason is not None:
                 return self._stopped(driver, tracker)
             return self._finish(driver, tracker, store)
-
-    def interrupt(self, reason: str) -> None:
-        """Records what has not ended as interrupted: nothing goes on."""
-        rows = [r for r in self.journal.trials(self.claim.key) if r.state not in ENDED]
-        self.journal.set_trial_states(
-            self.claim, [TrialUpdate(cell=r.cell, state="interrupted", epoch=r.epoch, reason=reason) for r in rows]
-        )
 
     def _machine(self, pack_size: Callable[[Group, Sequence[Trial]], int]) -> Machine:
         objective = self.experiment.objective
@@ -469,7 +474,7 @@ class _Launch:
             experiment=self.experiment,
             finalists={
                 dataset: finalists(
-                    [r for r in results if r.dataset == dataset],
+                    [r for r in results if r.dataset == dataset and self._leaves_a_model(r.cell)],
                     self.experiment.objective.direction,
                     self.experiment.search.finalists,
                 )
@@ -510,6 +515,9 @@ class _Launch:
         return self._outcome(
             "finished" if reason is None else "stopped", reason, board, results, report, tracker.run_ids()
         )
+
+    def _leaves_a_model(self, cell: str) -> bool:
+        return not self._by_cell[cell].model.startswith(OWN_TRAINING)
 
     def _board(self, tests: Mapping[str, Any], tied: frozenset[str], looks: int) -> Leaderboard:
         return leaderboard(
