@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tiltyard.cli import COMMANDS
+from tiltyard.cli import COMMANDS, load
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "tiltyard"
@@ -69,6 +69,16 @@ def test_commands_of_a_readme_exist(readme: Path) -> None:
     jobs = set(re.findall(r"\b((?:jobs|serve)/[\w/]+\.py)\b", told))
     absent = sorted(j for j in jobs if not (ROOT / j).exists())
     assert not absent, f"{relative(readme)} names {absent}"
+
+
+def test_commands_that_messages_name_exist() -> None:
+    groups = {name: getattr(load(entry), "commands", {}) for name, entry in COMMANDS.items()}
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        for noun, verb in re.findall(r"\btiltyard ([a-z]+)(?: ([a-z]+)\b)?", path.read_text()):
+            if noun in groups and groups[noun] and verb and verb not in groups[noun]:
+                wrong.append(f"{path.relative_to(SOURCE)}: tiltyard {noun} {verb}")
+    assert not wrong, f"a message sends people to a command that is not there: {wrong}"
 
 
 @pytest.mark.parametrize("package", sorted(p.parent for p in SOURCE.glob("*/__init__.py")), ids=lambda p: p.name)

@@ -42,7 +42,7 @@ class _State:
             self.values |= json.loads(self._path.read_text())
 
     def set(self, **values: Any) -> None:
-        self.values |= values
+        self.values |= {**values, "pid": os.getpid()}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.values))
         temporary.replace(self._path)

@@ -156,7 +156,8 @@ class Tracker:
             state = self._state()
             if (done := state.get("done", 0)) != self._progress[0]:
                 self._progress = done, time.monotonic()
-            if time.monotonic() - self._progress[1] > (AWAY_S if state.get("error") else PATIENCE_S):
+            refused = state.get("error") and state.get("pid") == self._process.pid  # not what an earlier writer left
+            if time.monotonic() - self._progress[1] > (AWAY_S if refused else PATIENCE_S):
                 return
             time.sleep(_POLL_S)
 
