@@ -284,7 +284,9 @@ class Preprocessor:
             finite = np.isfinite(chunk)
             if not finite.all():
                 self._fill(chunk, ~finite, widths)
-            with np.errstate(over="ignore"):  # a number far out of any range becomes infinite; a served one can be anything
+            with np.errstate(
+                over="ignore"
+            ):  # a number far out of any range becomes infinite; a served one can be anything
                 chunk -= centre
                 chunk *= inverse
         return out
