@@ -116,7 +116,7 @@ def _test(score: Any) -> Mapping[str, Any] | None:
     return None if score is None else {"value": score.value, "low": score.low, "high": score.high, **score.others}
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 40.0, what: str = "the condition") -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 150.0, what: str = "the condition") -> Any:
     """Waits for something to come true and returns it."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
