@@ -273,10 +273,14 @@ def test_replica_killed_in_mid_batch_loses_no_answer(stage: Stage, served: tuple
     bundle = stage.price
     many = pa.concat_tables([bundle.rows] * 10).combine_chunks()
 
+    # Found before the stream: a process that is read in the moment Ray rewrites its title shows none.
+    replicas: list[int] = []
+    _wait(lambda: bool(replicas.extend(p.pid for p in psutil.process_iter() if _is_replica(p, "s.price")) or replicas))
+
     def tables() -> Iterator[pa.Table]:
         for i in range(20):
             if i == 8:
-                (pid,) = [p.pid for p in psutil.process_iter(["cmdline"]) if _is_replica(p, "s.price")]
+                (pid,) = replicas
                 os.kill(pid, signal.SIGKILL)
             yield many
 
