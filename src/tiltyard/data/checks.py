@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,14 +75,6 @@ class Context:
     now: dt.datetime
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    run: Callable[[pa.Table, Check, Context], Failure | None]
-    params: frozenset[str] = field(default=frozenset())
-    needs: frozenset[str] = field(default=frozenset())
-    on: str = "table"
-
-
 def run(table: pa.Table, context: Context) -> list[Failure]:
     """Every declared check that the rows do not keep, in the order of declaration.
 
@@ -91,11 +83,11 @@ def run(table: pa.Table, context: Context) -> list[Failure]:
         context: What else there is to know.
 
     Raises:
-        SpecError: If a check is of no known kind, or has other params than its kind takes, or does not fit its column.
+        SpecError: If a check names a column that is not there, or does not fit its column.
     """
     for check in context.spec.checks:
         validate(check, table.column_names)
-    found = (_KINDS[check.kind].run(table, check, context) for check in context.spec.checks)
+    found = (_KINDS[check.kind](table, check, context) for check in context.spec.checks)
     return [failure for failure in found if failure is not None]
 
 
@@ -117,29 +109,12 @@ def refuse(ref: str, failures: Sequence[Failure]) -> tuple[str, ...]:
 
 
 def validate(check: Check, columns: Sequence[str]) -> None:
-    """Raises where a check could not be run on a table of these columns.
+    """Raises where a check names a column that the rows lack; the rest was said when it was declared.
 
     Raises:
-        SpecError: Saying what is wrong with its declaration.
+        SpecError: Naming the column and what there is.
     """
-    kind = _KINDS.get(check.kind)
-    if kind is None:
-        raise SpecError(f"There is no check {check.kind!r}. Kinds: {', '.join(_KINDS)}.")
-    if unknown := sorted(set(check.params) - kind.params):
-        takes = ", ".join(sorted(kind.params)) or "no params"
-        raise SpecError(f"Check {check.kind!r} takes {takes}; found {unknown[0]!r}.")
-    if kind.needs and not kind.needs & set(check.params):
-        raise SpecError(f"Check {check.kind!r} needs one of: {', '.join(sorted(kind.needs))}.")
-    for name, value in check.params.items():
-        if isinstance(value, bool) is not (name == "exact") or not isinstance(
-            value, _PARAM_TYPES.get(name, (int, float))
-        ):
-            raise SpecError(f"Check {check.kind!r} cannot use {name}={value!r}: that is {type(value).__name__}.")
     named = [n for n in (check.column, *check.columns) if n is not None]
-    if kind.on == "column" and (check.column is None or check.columns):
-        raise SpecError(f"Check {check.kind!r} is about one column; name it: Check(kind={check.kind!r}, column='...').")
-    if kind.on == "columns" and not named:
-        raise SpecError(f"Check {check.kind!r} needs a column, or columns=(...).")
     if missing := [n for n in named if n not in columns]:
         raise SpecError(
             f"Check {check.kind!r} names column {missing[0]!r}; the rows have {', '.join(list(columns)[:30])}."
@@ -307,27 +282,17 @@ def _freshness(table: pa.Table, check: Check, context: Context) -> Failure | Non
     return Failure(check=check, told=told)
 
 
-_KINDS: dict[str, _Kind] = {
-    "not_null": _Kind(_not_null, on="column"),
-    "range": _Kind(_range, frozenset({"min", "max"}), frozenset({"min", "max"}), on="column"),
-    "allowed": _Kind(_allowed, frozenset({"values"}), frozenset({"values"}), on="column"),
-    "matches": _Kind(_matches, frozenset({"pattern"}), frozenset({"pattern"}), on="column"),
-    "unique": _Kind(_unique, on="columns"),
-    "schema": _Kind(_schema, frozenset({"columns", "exact"}), frozenset({"columns"})),
-    "row_count": _Kind(_row_count, frozenset({"min", "max"}), frozenset({"min", "max"})),
-    "row_count_change": _Kind(
-        _row_count_change, frozenset({"max_drop", "max_rise"}), frozenset({"max_drop", "max_rise"})
-    ),
-    "label_balance": _Kind(_label_balance, frozenset({"min_share"}), frozenset({"min_share"})),
-    "freshness": _Kind(_freshness, frozenset({"max_age_hours"}), frozenset({"max_age_hours"})),
-}
-_PARAM_TYPES: dict[str, tuple[type, ...]] = {
-    "min": (int, float, str),
-    "max": (int, float, str),
-    "values": (list,),
-    "pattern": (str,),
-    "columns": (dict,),
-    "exact": (bool,),
+_KINDS: dict[str, Callable[[pa.Table, Check, Context], Failure | None]] = {
+    "not_null": _not_null,
+    "range": _range,
+    "allowed": _allowed,
+    "matches": _matches,
+    "unique": _unique,
+    "schema": _schema,
+    "row_count": _row_count,
+    "row_count_change": _row_count_change,
+    "label_balance": _label_balance,
+    "freshness": _freshness,
 }
 KINDS = tuple(_KINDS)
-"""Every kind of check."""
+"""Every kind of check; what each takes stands in `tiltyard.data.rules`."""

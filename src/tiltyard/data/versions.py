@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tiltyard.data import order
+from tiltyard.data import order, rules
 from tiltyard.errors import DataError, DatasetNotFoundError, SpecError
 from tiltyard.types import DatasetRef, Task
 
@@ -102,6 +102,7 @@ class Check:
             object.__setattr__(self, "params", json.loads(json.dumps(dict(self.params))))
         except (TypeError, ValueError) as error:
             raise SpecError(f"Check {self.kind!r} has params that are no plain values: {error}.") from error
+        rules.check_declared(self.kind, self.column, self.columns, self.params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

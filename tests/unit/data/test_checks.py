@@ -168,19 +168,44 @@ def test_failing_rows_of_a_sensitive_column_hide_its_values() -> None:
 
 
 @pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ({"kind": "between", "column": "age"}, "no check 'between'. Kinds: not_null, range"),
+        ({"kind": "range", "column": "age"}, "needs one of: max, min"),
+        ({"kind": "range", "column": "age", "params": {"low": 1}}, "takes max, min; found 'low'"),
+        (
+            {"kind": "range", "column": "age", "params": {"min": "old"}},
+            "cannot use min='old': that is str; wanted a number, or an ISO",
+        ),
+        ({"kind": "range", "params": {"min": 1}}, "about one column"),
+        (
+            {"kind": "allowed", "column": "y", "params": {"values": "ab"}},
+            "cannot use values='ab': that is str; wanted a list",
+        ),
+        ({"kind": "row_count", "params": {"min": True}}, "cannot use min=True: that is bool"),
+        ({"kind": "row_count", "params": {"min": "many"}}, "cannot use min='many': that is str; wanted a number"),
+        ({"kind": "row_count", "params": {"max": "2026-01-01"}}, "wanted a number"),
+        ({"kind": "row_count_change", "params": {"max_drop": "10%"}}, "cannot use max_drop='10%'"),
+        ({"kind": "freshness", "params": {"max_age_hours": None}}, "that is NoneType"),
+        ({"kind": "label_balance", "params": {"min_share": "half"}}, "that is str"),
+        ({"kind": "label_balance", "params": {"min_share": float("nan")}}, "min_share=nan"),
+        ({"kind": "matches", "column": "mail", "params": {"pattern": 7}}, "wanted a text"),
+        ({"kind": "schema", "params": {"columns": ["id"]}}, "wanted an object"),
+        ({"kind": "schema", "params": {"columns": {"id": 3}}}, "wanted an object"),
+        ({"kind": "schema", "params": {"columns": {}, "exact": 1}}, "wanted true or false"),
+        ({"kind": "unique"}, "needs a column"),
+    ],
+)
+def test_check_that_could_never_run_is_refused_when_it_is_declared(declared: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        Check(**declared)
+
+
+@pytest.mark.parametrize(
     ("check", "told"),
     [
-        (Check(kind="between", column="age"), "no check 'between'. Kinds: not_null, range"),
-        (Check(kind="range", column="age"), "needs one of: max, min"),
-        (Check(kind="range", column="age", params={"low": 1}), "takes max, min; found 'low'"),
         (Check(kind="range", column="mail", params={"min": 1}), "'mail', which is string, cannot use min=1"),
-        (Check(kind="range", column="age", params={"min": "old"}), "cannot use min='old'"),
-        (Check(kind="range", params={"min": 1}), "about one column"),
-        (Check(kind="allowed", column="y", params={"values": "ab"}), "cannot use values='ab': that is str"),
-        (Check(kind="row_count", params={"min": True}), "cannot use min=True: that is bool"),
-        (Check(kind="label_balance", params={"min_share": "half"}), "that is str"),
         (Check(kind="not_null", column="agee"), "names column 'agee'; the rows have age"),
-        (Check(kind="unique"), "needs a column"),
         (Check(kind="unique", column="image"), "cannot compare tensors"),
         (Check(kind="allowed", column="id", params={"values": ["a"]}), "cannot use"),
         (Check(kind="matches", column="id", params={"pattern": "a"}), "is for text"),
