@@ -221,6 +221,7 @@ def lone_product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 class _BoundAffine:
     def __init__(self, part: Affine, net: Network, rows: int) -> None:
+        self._reads_batch = part is net.parts[0]
         self._w = net.params.view(part.weight)
         self._wt = self._w.transpose(1, 2)
         self._b = net.params.view(part.bias).unsqueeze(2) if part.bias else None
@@ -231,11 +232,12 @@ class _BoundAffine:
         self._gb = net.grads.view(part.bias) if part.bias else None
         self._shape = (net.members, part.features, rows)
         self._d_in: Tensor | None = None
-        self._x = self._xt = self._out
+        self._seen = self._x = self._xt = self._out
 
     def forward(self, x: Tensor, step: Step | None) -> Tensor:  # noqa: ARG002
-        if x is not self._x:  # a layer below gives the same tensor at every step
-            self._x = x if x.shape[0] == self._out.shape[0] else x.expand(self._out.shape[0], -1, -1)
+        if x is not self._seen:  # a layer below gives the same tensor at every step
+            self._seen, members = x, self._out.shape[0]
+            self._x = x if x.shape[0] == members else x.expand(members, -1, -1)
             self._xt = self._x.transpose(1, 2)
         out = self._product(self._w, self._x, self._out)
         return out if self._b is None else out.add_(self._b)
@@ -243,7 +245,10 @@ class _BoundAffine:
     def backward(self, d: Tensor, need_input: bool) -> Tensor:
         if self._gb is not None:
             torch.sum(d, 2, out=self._gb)
-        self._product(d, self._xt, self._gw)
+        xt = self._xt
+        if self._reads_batch:  # one batch for all: turning it once is cheap, and the product takes a quarter less
+            xt = self._seen.transpose(1, 2).contiguous().expand_as(xt)
+        self._product(d, xt, self._gw)
         if not need_input:
             return d
         if self._d_in is None:

@@ -26,6 +26,8 @@ from tiltyard.training.spec import PackSpec
 from tiltyard.training.vmapped import Stacked, carried, template, trained
 
 FLOAT = 4
+ALLOCATOR_KEEPS = 160 << 20
+"""Bytes that a C library keeps, at most, of what autograd gave back (glibc leaves holes in its heap and trims only its end; measured: 33 to 125 MiB)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +214,7 @@ def estimate_bytes(shape: Shape, members: int, chunk: int) -> int:
     """What a pack of these members will hold at its peak, before anything is allocated; right within a fifth.
 
     Parameters, gradients, moments and the buffers of a stack's layers are held for all members; what autograd saves for
-    one chunk at a time. What an allocator keeps of memory that was given back is not in it.
+    one chunk at a time. What an allocator keeps of memory that was given back, up to `ALLOCATOR_KEEPS`, is not in it.
     """
     chunk = min(chunk, members)
     always = shape.params * (1 + shape.states) + shape.extra
@@ -261,10 +263,12 @@ def check_fits(shape: Shape, members: int, chunk: int, device: torch.device) -> 
         MachineError: If its estimate is more than there is.
     """
     wanted, free = estimate_bytes(shape, members, chunk), available_bytes(device)
+    if shape.graph and device.type == "cpu":
+        free -= ALLOCATOR_KEEPS
     if wanted > free:
         most = members_that_fit(shape, chunk, free)
         raise MachineError(
-            f"A pack of {members} members would hold {_size(wanted)} and {device} has {_size(free)} free. "
+            f"A pack of {members} members would hold {_size(wanted)} and {device} has {_size(max(0, free))} free. "
             + (f"{most} members fit: set pack={most}." if most else "Not even one fits: use a smaller model or batch.")
         )
 
