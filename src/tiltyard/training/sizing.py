@@ -27,7 +27,7 @@ from tiltyard.training.vmapped import Stacked, carried, template, trained
 
 FLOAT = 4
 ALLOCATOR_KEEPS = 160 << 20
-"""Bytes that a C library keeps, at most, of what autograd gave back (glibc leaves holes in its heap and trims only its end; measured: 33 to 125 MiB)."""
+"""Bytes that a C library keeps, at most, of what autograd gave back: glibc leaves holes (measured: 33 to 125 MiB)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
