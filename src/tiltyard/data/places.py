@@ -106,8 +106,17 @@ class Place:
             Path(target).replace(self.path)
 
     def read_json(self) -> Any:
-        """The file, parsed."""
-        return json.loads(self.read_bytes())
+        """The file, parsed.
+
+        Raises:
+            DataError: If it is no JSON.
+        """
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise DataError(
+                f"The file {shown(self.uri)} is damaged: {error}. See what else is: tiltyard data verify"
+            ) from error
 
     def write_json(self, value: Any) -> None:
         """Writes a value as JSON."""

@@ -115,3 +115,22 @@ def folds(unit_hashes: npt.NDArray[np.uint64], num_folds: int, seed: int = 0) ->
         raise SpecError(f"{num_folds} folds make no cross-validation; wanted 2 or more.")
     place = unit_interval(rows._mix(unit_hashes + rows.seed_of("fold", str(seed))))
     return np.asarray((place * num_folds).astype(np.int64))
+
+
+def in_fold(table: pa.Table, spec: DatasetSpec, fold: int, num_folds: int, seed: int = 0) -> npt.NDArray[np.bool_]:
+    """Which rows are in one fold: bool ``(rows,)``. The unit is the group, else the key, else the row, as for splits.
+
+    Args:
+        table: Rows with the columns of the unit and the column of row hashes.
+        spec: Group and key.
+        fold: 0 to ``num_folds - 1``.
+        num_folds: 2 or more.
+        seed: Another seed, other folds.
+
+    Raises:
+        SpecError: If there is no such fold.
+    """
+    if not 0 <= fold < num_folds:
+        raise SpecError(f"There is no fold {fold} of {num_folds}; folds count from 0 to {num_folds - 1}.")
+    row_hash = table[rows.ROW].combine_chunks().to_numpy(zero_copy_only=False)
+    return np.asarray(folds(_units(table, spec, row_hash), num_folds, seed) == fold)

@@ -1,22 +1,24 @@
 """The store of dataset versions: Delta tables under one root, numbered by Tiltyard.
 
 Under ``ROOT/NAME/`` lie ``table/`` (a Delta table that any engine reads; each version is exactly one Delta version),
-``staged/`` (records written before the commit), ``versions/`` (records by number), ``profiles/``, ``tags/``, ``pins/``
-and ``tombstones/``.
+``staged/`` (records written before the commit), ``versions/`` (record, seal and card by number), ``profiles/``, and what
+`tiltyard.data.upkeep` writes: ``tags/``, ``pins/``, ``tombstones/`` and ``deletions/``.
 
 The commit point is one entry of the Delta log, written put-if-absent by delta-rs (on S3 by a conditional PUT), whose
-metadata names the version and its staged record. What dies before it leaves files nobody refers to; what dies after it
-is finished by the next reader, who copies the record into ``versions/``. Nothing is retried by delta-rs itself
+metadata names the version, its staged record and the record's SHA-256; the record holds those of the data files and of
+the profile, the seal that of the log entry. What dies before the commit point leaves files nobody refers to; what dies
+after it is finished by the next reader, who copies the record into ``versions/``. Nothing is retried by delta-rs itself
 (``max_commit_retries=0``), so a commit succeeds only on the very table state it was computed from.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,9 +29,10 @@ from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, create_table_with_add_actions
 
-from tiltyard.data import checks, order, parquet, rows, sources, splits
+from tiltyard.data import cards, deltalog, lifecycle, order, parquet, rows, sources, splits
 from tiltyard.data import profile as profiling
 from tiltyard.data.places import Place
+from tiltyard.data.prepare import Prepared, conform, prepare, run_checks
 from tiltyard.data.versions import (
     SPLITS,
     Commit,
@@ -41,9 +44,10 @@ from tiltyard.data.versions import (
     check_split,
     content_digest,
     files_digest,
+    newest,
 )
 from tiltyard.errors import CommitConflictError, DataError, DatasetNotFoundError
-from tiltyard.types import Task, check_name
+from tiltyard.types import check_name
 
 RETRIES = 64
 """Times a commit is computed anew after somebody else's came first."""
@@ -52,101 +56,18 @@ _FOREVER = {
     "delta.enableExpiredLogCleanup": "false",
     # another engine's VACUUM would otherwise remove the files of older versions a week after a newer one came
     "delta.deletedFileRetentionDuration": "interval 36500 days",
+    # nor may its OPTIMIZE write least and greatest values of columns into the log: they would outlive a person's deletion
+    "delta.dataSkippingNumIndexedCols": "0",
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """Rows ready to be written: canonical, hashed, split and checked."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """Files that a commit has written and not yet published."""
 
-    table: pa.Table
-    row_hash: npt.NDArray[np.int64]
-    second: npt.NDArray[np.uint64]
-    codes: npt.NDArray[np.int8]
-    spec: DatasetSpec
-    classes: tuple[Any, ...]
-
-    @property
-    def schema(self) -> dict[str, str]:
-        return {f.name: rows.type_name(f.type) for f in self.table.schema}
-
-    @property
-    def nullable(self) -> tuple[str, ...]:
-        return tuple(f.name for f in self.table.schema if self.table[f.name].null_count)
-
-    @property
-    def split_rows(self) -> dict[str, int]:
-        return dict(zip(SPLITS, np.bincount(self.codes, minlength=len(SPLITS)).tolist(), strict=True))
-
-    @property
-    def row_sums(self) -> dict[str, str]:
-        chosen = {name: self.codes == code for code, name in enumerate(SPLITS)}
-        return {n: rows.sum_rows(self.row_hash[c], self.second[c]) for n, c in chosen.items() if c.any()}
-
-
-def _label_classes(table: pa.Table, spec: DatasetSpec) -> tuple[Any, ...]:
-    """The values of the label, refused where training could not use it."""
-    if spec.task is None:
-        return ()
-    for name in spec.labels:
-        column = table[name]
-        missing = column.null_count
-        if pa.types.is_floating(column.type):
-            missing += int((~np.isfinite(column.drop_null().to_numpy())).sum())
-        if missing:
-            raise DataError(
-                f"Label column {name!r} holds {missing} missing values (null, NaN or infinite) in {table.num_rows} rows. "
-                "Training needs every label: drop those rows or fill them in, then commit again."
-            )
-    if spec.task not in (Task.BINARY, Task.MULTICLASS):
-        return spec.labels
-    values = table[spec.labels[0]].unique()
-    if pa.types.is_floating(values.type) or len(values) > 10_000:
-        raise DataError(
-            f"Label column {spec.labels[0]!r} is {rows.type_name(values.type)} with {len(values)} values; {spec.task} "
-            "wants classes (whole numbers, texts or booleans). Convert it, or declare task='regression'."
-        )
-    found = {*values.to_pylist(), *spec.classes}
-    if len(kinds := {type(v).__name__ for v in found}) > 1:
-        raise DataError(
-            f"Label column {spec.labels[0]!r} is {rows.type_name(values.type)} and DatasetSpec(classes=...) names "
-            f"{list(spec.classes)}: values of different types ({', '.join(sorted(kinds))}). Write them as the column does."
-        )
-    classes = tuple(sorted(found))
-    wanted = "exactly 2" if spec.task is Task.BINARY else "3 or more"
-    if (len(classes) == 2) != (spec.task is Task.BINARY) or len(classes) < 2:
-        raise DataError(
-            f"Label column {spec.labels[0]!r} has {len(classes)} classes {list(classes[:10])}; task {spec.task} wants "
-            f"{wanted}. Declare the right task, or name absent classes: DatasetSpec(classes=...)."
-        )
-    return classes
-
-
-def prepare(table: pa.Table, spec: DatasetSpec) -> _Prepared:
-    """Canonical types, declared columns present, labels usable, hashes and splits; writes nothing.
-
-    Raises:
-        DataError: With the first thing that is wrong.
-    """
-    table = rows.canonical(table)
-    more = (spec.group, spec.time, spec.split.stratify, *spec.sensitive, *spec.ignore)
-    for name in (*spec.labels, *spec.keys, *(n for n in more if n)):
-        if name not in table.column_names:
-            raise DatasetNotFoundError(
-                f"The dataset's spec names column {name!r}, which the source does not have. Its columns: "
-                f"{', '.join(table.column_names[:30])}. Mend the spec or the source."
-            )
-    classes = _label_classes(table, spec)
-    row_hash, second = rows.row_lanes(table)
-    return _Prepared(table, row_hash, second, splits.assign(table, spec, row_hash), spec, classes)
-
-
-def _run_checks(prepared: _Prepared, draft: DatasetVersion, head: DatasetVersion | None) -> tuple[str, ...]:
-    """Warnings of the declared checks; raises where one refuses the rows."""
-    context = checks.Context(
-        spec=prepared.spec, rows_before=head.num_rows if head else None, now=dt.datetime.now(dt.UTC)
-    )
-    return checks.refuse(draft.name, checks.run(prepared.table, context))
+    files: tuple[FileEntry, ...] = ()
+    profile_path: str = ""
+    profile_sha256: str = ""
 
 
 class DatasetStore:
@@ -174,16 +95,16 @@ class DatasetStore:
 
     def newest(self) -> list[DatasetVersion]:
         """The newest version of each dataset."""
-        newest = (self._versions(name) for name in self.names())
-        return [versions[max(versions)] for versions in newest if versions]
+        heads = (newest(self.versions(name)) for name in self.names())
+        return [head for head in heads if head is not None]
 
     def history(self, name: str) -> list[DatasetVersion]:
-        """All versions of a dataset, oldest first.
+        """All versions of a dataset that there are, oldest first; `tombstones` has the others.
 
         Raises:
             DatasetNotFoundError: If there is no such dataset.
         """
-        versions = self._versions(name)
+        versions = self.versions(name)
         if not versions:
             raise self._not_found(name)
         return [versions[n] for n in sorted(versions)]
@@ -196,28 +117,34 @@ class DatasetStore:
             DataError: If its rows were deleted; says why and names the successor.
         """
         ref = self._parse(ref)
-        versions = self._versions(ref.name)
-        if not versions:
+        versions = self.versions(ref.name)
+        head = newest(versions)
+        if head is None:
             raise self._not_found(ref.name)
-        number = ref.version if ref.version is not None else max(versions)
+        number = head.version if ref.version is None else ref.version
         if number not in versions:
+            self._refuse_tombstone(ref.name, number)
             raise DatasetNotFoundError(
                 f"Dataset {ref.name!r} has no version {number}; it has {_ranges(sorted(versions))}. "
                 f"See them: tiltyard data history {ref.name}"
             )
-        self._refuse_tombstone(ref.name, number)
         return versions[number]
 
     def _parse(self, ref: DatasetRef | str) -> DatasetRef:
         if isinstance(ref, DatasetRef):
             return ref
         name, at, tail = ref.partition("@")
-        if at and not tail.isdigit():
-            where = self.root / name / "tags" / f"{tail}.json"
+        if at and not (tail.isascii() and tail.isdigit()):
+            where = self.root / check_name(name, "Dataset") / "tags" / f"{check_name(tail, 'Tag')}.json"
             if where.exists():
-                return DatasetRef(name, int(where.read_json()["version"]))
+                return DatasetRef(name, lifecycle.Tag.from_json(where.read_json()).version)
+            if not self.versions(name):
+                raise self._not_found(name)
             tags = [t.removesuffix(".json") for t in (self.root / name / "tags").names()]
-            raise DatasetNotFoundError(f"Dataset {name!r} has no tag {tail!r}; its tags: {', '.join(tags) or 'none'}.")
+            raise DatasetNotFoundError(
+                f"Dataset {name!r} has no tag {tail!r}; its tags: {', '.join(tags) or 'none'}. "
+                f"Make it: tiltyard data tag {name}@VERSION {tail}"
+            )
         return DatasetRef.parse(ref)
 
     def _not_found(self, name: str) -> DatasetNotFoundError:
@@ -230,35 +157,58 @@ class DatasetStore:
     def _refuse_tombstone(self, name: str, number: int) -> None:
         where = self.root / name / "tombstones" / f"{number:08d}.json"
         if where.exists():
-            stone = where.read_json()
-            raise DataError(
-                f"Dataset {name}@{number} was deleted on {stone['deleted_at'][:10]}: {stone['reason']}. Its successor "
-                f"without those rows is {name}@{stone['successor']}; use that one."
-            )
+            raise DataError(lifecycle.Tombstone.from_json(where.read_json()).told)
 
-    def _versions(self, name: str) -> dict[int, DatasetVersion]:
-        """All published versions by number; finishes what a writer that died after its commit left undone."""
+    def tombstones(self, name: str) -> dict[int, lifecycle.Tombstone]:
+        """What stands where versions were, by number.
+
+        Raises:
+            DataError: If one of them is damaged.
+        """
+        folder = self.root / check_name(name, "Dataset") / "tombstones"
+        return {n: lifecycle.Tombstone.from_json((folder / f"{n:08d}.json").read_json()) for n in _numbers(folder)}
+
+    def versions(self, name: str) -> dict[int, DatasetVersion]:
+        """All versions there are by number; finishes what a writer that died after its commit left undone.
+
+        Raises:
+            DataError: If a record is damaged.
+        """
         check_name(name, "Dataset")
         known = self._known.setdefault(name, {})
         folder = self.root / name
-        for file in (folder / "versions").names():
-            if file.endswith(".json") and int(file[:8]) not in known:
-                version = DatasetVersion.from_json((folder / "versions" / file).read_json())
-                known[version.version] = version
-        newest = max((v.delta_version for v in known.values()), default=-1)
+        gone = set(_numbers(folder / "tombstones"))
+        for number in _numbers(folder / "versions"):
+            if number not in known and number not in gone:
+                known[number] = DatasetVersion.from_json((folder / "versions" / f"{number:08d}.json").read_json())
+        last = max((v.delta_version for v in known.values()), default=-1)
         log = folder / "table" / "_delta_log"
         for file in log.names():
-            if file.endswith(".json") and len(file) == 25 and int(file[:20]) > newest:
-                self._publish_record(name, log / file)
+            entry = deltalog.delta_version(file)
+            if entry is not None and entry > last:
+                self._publish_record(name, log / file, gone)
+        for number in gone:
+            known.pop(number, None)
         return known
 
-    def _publish_record(self, name: str, entry: Place) -> None:
-        staged = _staged_record(entry.read_bytes())
-        if staged is not None:
-            data = (self.root / name / "staged" / staged).read_json()
-            version = DatasetVersion.from_json(data)
-            (self.root / name / "versions" / f"{version.version:08d}.json").write_json(data)
-            self._known[name][version.version] = version
+    def _publish_record(self, name: str, entry: Place, gone: Collection[int]) -> None:
+        raw = entry.read_bytes()
+        said = deltalog.parse(raw)
+        if said.record is None or said.version in gone:
+            return
+        data = (self.root / name / "staged" / said.record).read_bytes()
+        version = DatasetVersion.from_json(json.loads(data))
+        stem = f"{version.version:08d}"
+        folder = self.root / name / "versions"
+        (folder / f"{stem}.seal").write_json({"schema_version": 1, "log_sha256": hashlib.sha256(raw).hexdigest()})
+        (folder / f"{stem}.md").write_bytes(cards.render(version, self._kept_profile(version)).encode())
+        (folder / f"{stem}.json").write_bytes(data)
+        self._known[name][version.version] = version
+
+    def current_files(self, name: str) -> set[str]:
+        """Files of the newest Delta version, relative to the table: other than a version's own after a compaction."""
+        delta = self._delta(name)
+        return set() if delta is None else set(pa.table(delta.get_add_actions())["path"].to_pylist())
 
     # ---- writing -------------------------------------------------------------------------------------------------
 
@@ -290,7 +240,7 @@ class DatasetStore:
         check_name(name, "Dataset")
         table = sources.read(source, types=types, filesystem=self._filesystem_for(source))
 
-        def plan(head: DatasetVersion | None) -> _Prepared:
+        def plan(head: DatasetVersion | None) -> Prepared:
             return prepare(table, spec or (head.spec if head else DatasetSpec()))
 
         return self._publish(name, plan, message, expect_parent)
@@ -306,13 +256,28 @@ class DatasetStore:
         """
         added = rows.canonical(sources.read(source, types=types, filesystem=self._filesystem_for(source)))
 
-        def plan(head: DatasetVersion | None) -> _Prepared:
+        def plan(head: DatasetVersion | None) -> Prepared:
             if head is None:
                 raise self._not_found(name)
-            self._refuse_tombstone(name, head.version)
             return prepare(pa.concat_tables([self.read(head), conform(added, head)]), head.spec)
 
         return self._publish(name, plan, message, None)
+
+    def succeed(self, old: DatasetVersion, plan: Callable[[], Prepared], message: str) -> DatasetVersion:
+        """Publishes what takes the place of a version; declared checks warn and never refuse.
+
+        Args:
+            old: The version. Its successor is the newest where the version is; else it stands beside the line.
+            plan: Gives its rows.
+            message: Shown in the history.
+
+        Raises:
+            CommitConflictError: If the version was the newest when it was handed in and no longer is.
+        """
+        head = newest(self.versions(old.name))
+        beside = head is not None and head.version != old.version
+        expected = None if beside else old.version
+        return self._publish(old.name, lambda _: plan(), message, expected, old, beside=beside).version
 
     def _filesystem_for(self, source: Any) -> Any:
         is_s3 = isinstance(source, str) and source.startswith("s3://")
@@ -321,52 +286,55 @@ class DatasetStore:
     def _publish(
         self,
         name: str,
-        plan: Callable[[DatasetVersion | None], _Prepared],
+        plan: Callable[[DatasetVersion | None], Prepared],
         message: str,
         expect_parent: int | None,
+        old: DatasetVersion | None = None,
+        *,
+        beside: bool = False,
     ) -> Commit:
         """Prepares on the newest version, writes, commits; anew where somebody else came first."""
-        prepared: _Prepared | None = None
+        prepared: Prepared | None = None
         based_on: int | None = -1
-        files: tuple[FileEntry, ...] = ()
-        profile_path = ""
+        written = _Written()
         for attempt in range(RETRIES):
             delta = self._delta(name)
-            versions = self._versions(name)
-            head = versions[max(versions)] if versions else None
+            versions = self.versions(name)
+            head = newest(versions)
             number = head.version if head else 0
-            if expect_parent is not None and expect_parent != number:
-                raise CommitConflictError(
-                    f"Dataset {name!r} is at version {number}, not at {expect_parent} as expected. Look at what came "
-                    f"in between (tiltyard data history {name}), then commit on top of it."
-                )
             try:
-                if prepared is None or based_on != number:
+                _expect(name, number, expect_parent)
+                if prepared is None or (based_on != number and not beside):
                     fresh = plan(head)
                     if prepared is None or fresh.row_sums != prepared.row_sums or fresh.schema != prepared.schema:
-                        self._discard(name, files, profile_path)
-                        files, profile_path = (), ""
+                        self._discard(name, written)
+                        written = _Written()
                     prepared, based_on = fresh, number
-                draft = self._draft(name, prepared, head, message)
-                if head and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
-                    self._discard(name, files, profile_path)
+                last = max([0, *versions, *_numbers(self.root / name / "tombstones")])
+                draft = self._draft(name, prepared, old or head, last + 1, message)
+                draft = replace(draft, successor_of=old.version if old else None, beside=beside)
+                if head and not old and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
+                    self._discard(name, written)
                     return Commit(version=head, created=False)
-                draft = replace(draft, warnings=_run_checks(prepared, draft, head))
-                if not files:
-                    files, profile_path = self._write(name, prepared, draft.window_rows)
+                now = dt.datetime.now(dt.UTC)
+                draft = replace(draft, warnings=run_checks(prepared, name, old or head, now, refusing=old is None))
+                if not written.files:
+                    written = self._write(name, prepared, draft.window_rows)
             except BaseException:
-                self._discard(name, files, profile_path)
+                self._discard(name, written)
                 raise
-            done = self._try_commit(
-                name,
-                replace(draft, files=files, files_digest=files_digest(files), profile_path=profile_path),
-                delta,
-                prepared,
+            draft = replace(
+                draft,
+                files=written.files,
+                files_digest=files_digest(written.files),
+                profile_path=written.profile_path,
+                profile_sha256=written.profile_sha256,
             )
+            done = self._try_commit(name, draft, delta, prepared)
             if done is not None:
                 return Commit(version=done, created=True)
             time.sleep(min(0.5, 0.01 * 2**attempt) * np.random.default_rng().random())
-        self._discard(name, files, profile_path)
+        self._discard(name, written)
         raise CommitConflictError(
             f"Dataset {name!r} was committed to by others {RETRIES} times while this commit was tried; nothing was "
             "published. Try again when fewer writers are at it."
@@ -378,10 +346,12 @@ class DatasetStore:
         except TableNotFoundError:
             return None
 
-    def _draft(self, name: str, p: _Prepared, head: DatasetVersion | None, message: str) -> DatasetVersion:
+    def _draft(
+        self, name: str, p: Prepared, parent: DatasetVersion | None, number: int, message: str
+    ) -> DatasetVersion:
         return DatasetVersion(
             name=name,
-            version=head.version + 1 if head else 1,
+            version=number,
             content_digest=content_digest(p.schema, p.spec, p.row_sums, p.classes),
             files_digest="",
             num_rows=p.table.num_rows,
@@ -391,7 +361,7 @@ class DatasetStore:
             spec=p.spec,
             classes=p.classes,
             created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            parent=head.version if head else None,
+            parent=parent.version if parent else None,
             delta_version=-1,
             uri=(self.root / name / "table").uri,
             files=(),
@@ -400,7 +370,7 @@ class DatasetStore:
             message=message,
         )
 
-    def _write(self, name: str, p: _Prepared, window_rows: int) -> tuple[tuple[FileEntry, ...], str]:
+    def _write(self, name: str, p: Prepared, window_rows: int) -> _Written:
         """Files of every split and their profile; what is written is removed again where it cannot be finished."""
         run, root = uuid.uuid4().hex, self.root / name / "table"
         table = p.table.combine_chunks()
@@ -418,7 +388,8 @@ class DatasetStore:
                     )
                     profiles[split] = builder.done()
             path = f"profiles/{run}.json"
-            (self.root / name / path).write_json(profiling.Profile(splits=profiles).to_json())
+            data = _json_bytes(profiling.Profile(splits=profiles).to_json())
+            (self.root / name / path).write_bytes(data)
         except BaseException:
             for split in SPLITS:
                 folder = root / f"{rows.SPLIT}={split}"
@@ -426,28 +397,32 @@ class DatasetStore:
                     if file.startswith(run):
                         (folder / file).remove()
             raise
-        return tuple(entries), path
+        return _Written(files=tuple(entries), profile_path=path, profile_sha256=hashlib.sha256(data).hexdigest())
 
-    def _discard(self, name: str, files: Sequence[FileEntry], profile_path: str) -> None:
-        for file in files:
+    def _discard(self, name: str, written: _Written) -> None:
+        for file in written.files:
             (self.root / name / "table" / file.path).remove()
-        if profile_path:
-            (self.root / name / profile_path).remove()
+        if written.profile_path:
+            (self.root / name / written.profile_path).remove()
 
     def _try_commit(
-        self, name: str, draft: DatasetVersion, delta: DeltaTable | None, p: _Prepared
+        self, name: str, draft: DatasetVersion, delta: DeltaTable | None, p: Prepared
     ) -> DatasetVersion | None:
         """One put-if-absent of a Delta log entry; None where somebody else's came first."""
         version = replace(draft, delta_version=delta.version() + 1 if delta else 0)
         staged = f"{uuid.uuid4().hex}.json"
         record = self.root / name / "staged" / staged
-        record.write_json(version.to_json())
+        data = _json_bytes(version.to_json())
+        record.write_bytes(data)
         schema = Schema.from_arrow(
             pa.schema([*parquet.stored_schema(p.table.schema), pa.field(rows.SPLIT, pa.string())])
         )
-        properties = CommitProperties(
-            custom_metadata={"tiltyard.version": str(version.version), "tiltyard.record": staged}, max_commit_retries=0
-        )
+        said = {
+            "tiltyard.version": str(version.version),
+            "tiltyard.record": staged,
+            "tiltyard.record_sha256": hashlib.sha256(data).hexdigest(),
+        }
+        properties = CommitProperties(custom_metadata=said, max_commit_retries=0)
         adds: list[AddAction | RemoveAction] = [_add_action(f) for f in version.files]
         try:
             if delta is None:
@@ -469,12 +444,12 @@ class DatasetStore:
             if self._record_of(name, version.delta_version) != staged:
                 record.remove()
                 return None
-        return self._versions(name)[version.version]
+        return self.versions(name)[version.version]
 
     def _record_of(self, name: str, delta_version: int) -> str | None:
         """The staged record that an entry of the Delta log names: ours, where a retried request was answered 'exists'."""
-        entry = self.root / name / "table" / "_delta_log" / f"{delta_version:020d}.json"
-        return _staged_record(entry.read_bytes()) if entry.exists() else None
+        entry = self.root / name / "table" / "_delta_log" / deltalog.file_name(delta_version)
+        return deltalog.parse(entry.read_bytes()).record if entry.exists() else None
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -519,14 +494,55 @@ class DatasetStore:
         """
         if not isinstance(version, DatasetVersion):
             version = self.resolve(version)
-        where = self.root / version.name / version.profile_path
-        if version.profile_path and where.exists():
-            return profiling.Profile.from_json(where.read_json())
+        kept = self._kept_profile(version)
+        if kept is not None:
+            return kept
         there = [s for s in SPLITS if version.split_rows.get(s)]
         hidden = version.spec.keys
         return profiling.Profile(
             splits={s: profiling.profile(self.read(version, split=s), hidden=hidden) for s in there}
         )
+
+    def _kept_profile(self, version: DatasetVersion) -> profiling.Profile | None:
+        where = self.root / version.name / version.profile_path
+        there = bool(version.profile_path) and where.exists()
+        return profiling.Profile.from_json(where.read_json()) if there else None
+
+    def read_fold(
+        self,
+        version: DatasetVersion | DatasetRef | str,
+        fold: int,
+        *,
+        of: int,
+        seed: int = 0,
+        columns: Sequence[str] | None = None,
+    ) -> tuple[pa.Table, pa.Table]:
+        """The training split for k-fold cross-validation: what to train on, and the fold that is held out.
+
+        Each group (or key, or row, as for splits) is in exactly one fold, by a function of its values and the seed alone:
+        rows added later move nothing. Validation and test splits take no part.
+
+        Args:
+            version: Which one.
+            fold: Which fold is held out: 0 to ``of - 1``.
+            of: How many folds there are, 2 or more.
+            seed: Another seed, other folds.
+            columns: Only these, in this order; all where it is None.
+
+        Returns:
+            Rows to train on and rows held out, both in canonical order.
+
+        Raises:
+            SpecError: If there is no such fold.
+        """
+        if not isinstance(version, DatasetVersion):
+            version = self.resolve(version)
+        wanted = list(version.schema) if columns is None else list(columns)
+        check_columns(version, wanted)
+        named = [version.spec.group] if version.spec.group else list(version.spec.keys)
+        table = self._read_split(version, "train", list(dict.fromkeys([*wanted, *named])), None)
+        held_out = splits.in_fold(table, version.spec, fold, of, seed)
+        return table.filter(~held_out).select(wanted), table.filter(held_out).select(wanted)
 
     def _read_split(self, version: DatasetVersion, split: str, columns: list[str], limit: int | None) -> pa.Table:
         """Columns and the row hash of a split, ascending by hash."""
@@ -536,46 +552,15 @@ class DatasetStore:
             fields = [(n, rows.type_of(version.schema[n])) for n in columns]
             return pa.schema([*fields, (rows.ROW, pa.int64())]).empty_table()
         share = 1.0 if limit is None else min(1.0, 1.1 * limit / max(1, version.split_rows[split]))
-        parts = [parquet.read_file(f, [*columns, rows.ROW], parquet.first_groups(f, share)) for f in files]
+        try:
+            parts = [parquet.read_file(f, [*columns, rows.ROW], parquet.first_groups(f, share)) for f in files]
+        except FileNotFoundError as error:
+            self._refuse_tombstone(version.name, version.version)
+            raise DataError(
+                f"A file of {version.ref} is missing: {error}. See what else is: tiltyard data verify {version.ref}"
+            ) from error
         table = parquet.canonical_order(pa.concat_tables(parts))
         return table if limit is None else table.slice(0, limit)
-
-
-def conform(table: pa.Table, head: DatasetVersion) -> pa.Table:
-    """Rows to append in exactly the columns and types of a version.
-
-    Raises:
-        DataError: If a column is missing, is new, or has values that do not fit.
-    """
-    missing, extra = (
-        sorted(set(head.schema) - set(table.column_names)),
-        sorted(set(table.column_names) - set(head.schema)),
-    )
-    if missing or extra:
-        raise DataError(
-            f"The rows to append to {head.ref} lack columns {missing} and bring new ones {extra}. Append rows of the same "
-            "columns, or commit the whole dataset anew."
-        )
-    columns = {}
-    for name, kind in head.schema.items():
-        try:
-            columns[name] = table[name].cast(rows.type_of(kind))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DataError(
-                f"Column {name!r} of the rows to append is {rows.type_name(table[name].type)}; {head.ref} has {kind}: "
-                f"{error}. Convert it first."
-            ) from error
-    return pa.table(columns)
-
-
-def _staged_record(entry: bytes) -> str | None:
-    """Name of the staged record in an entry of the Delta log; None where another engine wrote it."""
-    for line in entry.splitlines():
-        action = json.loads(line)
-        if "commitInfo" in action:
-            staged = action["commitInfo"].get("tiltyard.record")
-            return None if staged is None else str(staged)
-    return None
 
 
 def _is_conflict(error: Exception) -> bool:
@@ -591,6 +576,23 @@ def _add_action(file: FileEntry) -> AddAction:
         True,
         json.dumps({"numRecords": file.num_rows}),
     )
+
+
+def _expect(name: str, number: int, parent: int | None) -> None:
+    if parent is not None and parent != number:
+        raise CommitConflictError(
+            f"Dataset {name!r} is at version {number}, not at {parent} as expected. Look at what came in between "
+            f"(tiltyard data history {name}), then commit on top of it."
+        )
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _numbers(folder: Place) -> list[int]:
+    """Versions that have a JSON file in a folder, ascending."""
+    return [int(f[:8]) for f in folder.names() if f.endswith(".json") and len(f) == 13 and f[:8].isdigit()]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

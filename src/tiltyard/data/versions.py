@@ -34,7 +34,8 @@ __all__ = [
     "SplitSpec",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no ``profile_sha256``, ``successor_of`` and ``beside``."""
 SPLITS = ("train", "validation", "test")
 
 
@@ -264,6 +265,9 @@ class DatasetVersion:
         profile_path: Where its profile lies, relative to the dataset's folder.
         warnings: Checks that failed and were declared as warnings.
         message: What the committer said.
+        profile_sha256: Of the bytes of its profile; empty where an older Tiltyard wrote it.
+        successor_of: The version that it took the place of when rows were deleted by key, or None.
+        beside: True for the successor of an older version: it stands beside the line, and a bare name never means it.
     """
 
     name: str
@@ -285,6 +289,9 @@ class DatasetVersion:
     profile_path: str
     warnings: tuple[str, ...] = ()
     message: str = ""
+    profile_sha256: str = ""
+    successor_of: int | None = None
+    beside: bool = False
 
     @property
     def ref(self) -> DatasetRef:
@@ -340,7 +347,7 @@ class DatasetVersion:
             for name in ("nullable", "classes", "warnings"):
                 values[name] = tuple(values[name])
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"The record of a dataset version is damaged: {error}.") from error
 
 
@@ -364,6 +371,11 @@ def content_digest(
         "rows": dict(sorted(row_sums.items())),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def newest(versions: Mapping[int, DatasetVersion]) -> DatasetVersion | None:
+    """The version that a bare name means: the last one that does not stand beside the line; None where there is none."""
+    return versions[max(line)] if (line := [n for n, v in versions.items() if not v.beside]) else None
 
 
 def files_digest(files: tuple[FileEntry, ...]) -> str:
