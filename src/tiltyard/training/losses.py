@@ -2,7 +2,7 @@
 
 Outputs lie as ``(members, outputs, rows)``. Where no member smooths labels or weights classes, the target is shared and
 the short way is taken; its arithmetic is the long way's with factors of exactly 1, so a member's numbers do not depend on
-whether a neighbour has weights.
+whether a neighbour has weights. Members of other losses are computed all by each loss, and each takes its own.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class Loss:
     """Mean loss of a batch for each member of a chunk.
 
     Cross-entropy as ``torch.nn.CrossEntropyLoss`` (rows of a class count as much as its weight; smoothing spreads a share
-    of the target over all classes), binary cross-entropy per label as ``torch.nn.BCEWithLogitsLoss``, or squared error.
+    of the target over all classes); the focal loss (Lin et al. 2017), weighted in the same way; binary cross-entropy per
+    label as ``torch.nn.BCEWithLogitsLoss``; squared error, absolute error (``L1Loss``) or ``torch.nn.HuberLoss``.
 
     Args:
-        task: Which of them.
-        members: Whose smoothing and class weights.
+        task: Decides which there are.
+        members: Whose losses, smoothing and class weights.
         num_outputs: Logits or values.
         device: Of the outputs.
     """
@@ -60,20 +61,47 @@ class Loss:
         self._smoothing = torch.tensor([m.label_smoothing for m in members], device=device).view(-1, 1, 1)
         self._on = (1.0 - self._smoothing) * self._weights
         self._everywhere = self._smoothing * self._weights / num_outputs
+        self._gamma = torch.tensor([m.focal_gamma for m in members], device=device).view(-1, 1, 1)
+        self._delta = torch.tensor([m.huber_delta for m in members], device=device).view(-1, 1, 1)
+        losses = [m.loss_of(task) for m in members]
+        self._names = sorted(set(losses))
+        self._whose = {n: torch.tensor([loss == n for loss in losses], device=device) for n in self._names}
+        self._spare = torch.empty(0, device=device)
 
     def __call__(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
         """The losses, ``(members,)``; writes their gradient.
 
         Args:
-            outputs: ``(members, outputs, rows)``; may be overwritten.
+            outputs: ``(members, outputs, rows)``.
             target: From `Target.of`.
             gradient: Like outputs, written.
         """
-        if self._task in {Task.BINARY, Task.MULTICLASS}:
-            return self._cross_entropy(outputs, target, gradient)
-        if self._task is Task.MULTILABEL:
-            return self._binary(outputs, target, gradient)
-        return _squared(outputs, target, gradient)
+        if len(self._names) == 1:
+            return self._by_name(self._names[0], outputs, target, gradient)
+        if self._spare.shape != gradient.shape:
+            self._spare = torch.empty_like(gradient)
+        losses = torch.zeros(len(outputs), device=outputs.device)
+        for name in self._names:
+            whose = self._whose[name]
+            found = self._by_name(name, outputs, target, self._spare)
+            torch.where(whose, found, losses, out=losses)
+            torch.where(whose.view(-1, 1, 1), self._spare, gradient, out=gradient)
+        return losses
+
+    def _by_name(self, name: str, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+        match name:
+            case "cross_entropy":
+                return self._cross_entropy(outputs, target, gradient)
+            case "focal":
+                return self._focal(outputs, target, gradient)
+            case "binary_cross_entropy":
+                return self._binary(outputs, target, gradient)
+            case "squared":
+                return _squared(outputs, target, gradient)
+            case "absolute":
+                return _absolute(outputs, target, gradient)
+            case _:
+                return self._huber(outputs, target, gradient)
 
     def _cross_entropy(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
         log_p = torch.log_softmax(outputs, dim=1)
@@ -86,6 +114,30 @@ class Loss:
         shares = (1.0 / (self._weights.squeeze(2).double() * target.counts).sum(1)).float()
         gradient.mul_(wanted.sum(1, keepdim=True)).sub_(wanted).mul_(shares.view(-1, 1, 1))
         return log_p.mul_(wanted).sum((1, 2)).mul_(-shares)
+
+    def _focal(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+        log_p = torch.log_softmax(outputs, dim=1)
+        torch.exp(log_p, out=gradient)
+        log_right = (log_p * target.values).sum(1, keepdim=True)  # of the class that is right
+        right = torch.exp(log_right)
+        wrong = (1.0 - right).clamp_(min=1e-7)
+        # d(-(1-p)^g log p)/dz_j = (onehot_j - p_j) * (g p (1-p)^(g-1) log p - (1-p)^g)
+        less = wrong**self._gamma
+        steep = self._gamma * right * wrong ** (self._gamma - 1.0) * log_right - less
+        weight = (target.values * self._weights).sum(1, keepdim=True)  # of each row
+        shares = (1.0 / (self._weights.squeeze(2).double() * target.counts).sum(1)).float()
+        gradient.sub_(target.values).mul_(-steep).mul_(weight).mul_(shares.view(-1, 1, 1))
+        return (less * log_right * weight).sum((1, 2)).mul_(-shares)
+
+    def _huber(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+        share = 1.0 / (outputs.shape[1] * outputs.shape[2])
+        torch.sub(outputs, target.values, out=gradient)
+        size = gradient.abs()
+        near = torch.minimum(size, self._delta)
+        losses = (near * (size - 0.5 * near)).sum((1, 2)).mul_(share)
+        torch.clamp(gradient, -self._delta, self._delta, out=gradient)
+        gradient.mul_(share)
+        return losses
 
     def _binary(self, outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
         share = 1.0 / (outputs.shape[1] * outputs.shape[2])
@@ -106,4 +158,12 @@ def _squared(outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
     torch.sub(outputs, target.values, out=gradient)
     losses = (gradient * gradient).sum((1, 2)).mul_(share)
     gradient.mul_(2.0 * share)
+    return losses
+
+
+def _absolute(outputs: Tensor, target: Target, gradient: Tensor) -> Tensor:
+    share = 1.0 / (outputs.shape[1] * outputs.shape[2])
+    torch.sub(outputs, target.values, out=gradient)
+    losses = gradient.abs().sum((1, 2)).mul_(share)
+    gradient.sign_().mul_(share)
     return losses

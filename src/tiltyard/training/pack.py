@@ -617,6 +617,7 @@ def _check_members(spec: PackSpec, members: Sequence[Member]) -> None:
                 f"There are two members of the name {member.name[:20]!r}; names are how members are found again."
             )
         seen.add(member.name)
+        member.loss_of(spec.task)
         for field, given, wanted in (
             ("class_weights", member.class_weights, spec.num_outputs),
             ("feature_mask", member.feature_mask, spec.num_features),

@@ -14,6 +14,13 @@ from tiltyard.types import Task
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "linear")
+LOSSES: Mapping[Task, tuple[str, ...]] = {
+    Task.BINARY: ("cross_entropy", "focal"),
+    Task.MULTICLASS: ("cross_entropy", "focal"),
+    Task.MULTILABEL: ("binary_cross_entropy",),
+    Task.REGRESSION: ("squared", "absolute", "huber"),
+}
+"""Losses of each task; the first is what ``auto`` means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +101,9 @@ class Member:
         beta2: For adam and adamw.
         eps: For adam and adamw.
         dropout: Rate of every dropout layer.
+        loss: One of `LOSSES` of the pack's task, or ``auto`` for its first.
+        focal_gamma: Of the focal loss: how much less a row counts that is right already.
+        huber_delta: Of the Huber loss: the error from which it grows linearly.
         label_smoothing: Share of the target spread over all classes.
         clip_norm: Largest gradient norm; None does not clip.
         class_weights: One a class.
@@ -113,6 +123,9 @@ class Member:
     beta2: float = 0.999
     eps: float = 1e-8
     dropout: float = 0.0
+    loss: str = "auto"
+    focal_gamma: float = 2.0
+    huber_delta: float = 1.0
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     class_weights: tuple[float, ...] | None = None
@@ -127,11 +140,21 @@ class Member:
                 raise TrainingError(
                     f"Member {self.name[:20]}: {name} is {value!r}; wanted {low:g} <= {name} < {high:g}."
                 )
+        if not (_finite(self.huber_delta) and self.huber_delta > 0):
+            raise TrainingError(f"Member {self.name[:20]}: huber_delta is {self.huber_delta!r}; wanted above 0.")
         if self.clip_norm is not None and not (_finite(self.clip_norm) and self.clip_norm > 0):
             raise TrainingError(f"Member {self.name[:20]}: clip_norm is {self.clip_norm!r}; wanted above 0, or None.")
         if self.schedule not in SCHEDULES:
             raise TrainingError(
                 f"Member {self.name[:20]}: schedule is {self.schedule!r}; known: {', '.join(SCHEDULES)}."
+            )
+        known = sorted({"auto", *(name for names in LOSSES.values() for name in names)})
+        if self.loss not in known:
+            raise TrainingError(f"Member {self.name[:20]}: loss is {self.loss!r}; known: {', '.join(known)}.")
+        if self.loss == "focal" and self.label_smoothing:
+            raise TrainingError(
+                f"Member {self.name[:20]}: loss is 'focal' and label_smoothing {self.label_smoothing:g}; the focal loss has "
+                "no smoothed form. Leave one of the two out."
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(1 << 63) <= self.seed < 1 << 63:
             raise TrainingError(f"Member {self.name[:20]}: seed is {self.seed!r}; wanted a whole number of 64 bits.")
@@ -154,6 +177,20 @@ class Member:
                 f"Member {name[:20]}: {unknown[0]!r} is nothing a member has. It has: {', '.join(sorted(MEMBER_FIELDS))}."
             )
         return cls(name=name, seed=seed, **config)
+
+    def loss_of(self, task: Task) -> str:
+        """Its loss in a pack of this task.
+
+        Raises:
+            TrainingError: If the task has no such loss.
+        """
+        if self.loss == "auto":
+            return LOSSES[task][0]
+        if self.loss not in LOSSES[task]:
+            raise TrainingError(
+                f"Member {self.name[:20]!r}: loss is {self.loss!r}, and a {task} task has {', '.join(LOSSES[task])}."
+            )
+        return self.loss
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -179,6 +216,7 @@ _RANGES = (
     ("beta2", 0.0, 1.0),
     ("eps", 0.0, _INF),
     ("dropout", 0.0, 1.0),
+    ("focal_gamma", 0.0, 100.0),
     ("label_smoothing", 0.0, 1.0),
     ("init_scale", 0.0, _INF),
     ("input_noise", 0.0, _INF),

@@ -110,10 +110,16 @@ def rate(spec: PackSpec, m: Member, step: int, steps_per_epoch: int) -> float:
 def torch_loss(task: Task, out: Tensor, y: Tensor, m: Member) -> Tensor:
     weights = None if m.class_weights is None else torch.tensor(m.class_weights)
     if task is Task.REGRESSION:
-        return functional.mse_loss(out, y)
+        if m.loss == "absolute":
+            return functional.l1_loss(out, y)
+        return functional.huber_loss(out, y, delta=m.huber_delta) if m.loss == "huber" else functional.mse_loss(out, y)
     if task is Task.MULTILABEL:
         target = y * (1 - m.label_smoothing) + 0.5 * m.label_smoothing
         return functional.binary_cross_entropy_with_logits(out, target, weight=weights)
+    if m.loss == "focal":
+        log_p = functional.log_softmax(out, 1).gather(1, y[:, None])[:, 0]
+        row = torch.ones(len(y)) if weights is None else weights[y]
+        return -((1 - log_p.exp()) ** m.focal_gamma * log_p * row).sum() / row.sum()
     return functional.cross_entropy(out, y, weight=weights, label_smoothing=m.label_smoothing)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tiltyard.errors import TrainingError
 from tiltyard.training import Member, Pack
 
 VARIED: list[dict[str, Any]] = [
@@ -15,12 +16,19 @@ VARIED: list[dict[str, Any]] = [
     {"class_weights": "own"},
     {"label_smoothing": 0.1, "class_weights": "own"},
 ]
+LOSSES: dict[str, list[dict[str, Any]]] = {
+    "binary": [{"loss": "focal"}, {"loss": "focal", "focal_gamma": 0.5, "class_weights": "own"}],
+    "multiclass": [{"loss": "cross_entropy"}, {"loss": "focal", "focal_gamma": 0.0}, {"loss": "focal"}],
+    "multilabel": [{"loss": "binary_cross_entropy"}],
+    "regression": [{"loss": "absolute"}, {"loss": "huber"}, {"loss": "huber", "huber_delta": 0.2}, {"loss": "squared"}],
+}
 
 
 def members(world: Any, varied: list[dict[str, Any]], **common: Any) -> list[Member]:
     own = []
-    for i, given in enumerate(varied):
-        values = {} if str(world.task) == "regression" else dict(given)
+    regression = str(world.task) == "regression"
+    for i, given in enumerate([*([{}] * len(varied) if regression else varied), *LOSSES[str(world.task)]]):
+        values = dict(given)
         if values.get("class_weights"):
             values["class_weights"] = tuple(0.25 + j for j in range(world.outputs))
         own.append(Member(name=f"m{i}", seed=i, **(values | common)))
@@ -30,7 +38,8 @@ def members(world: Any, varied: list[dict[str, Any]], **common: Any) -> list[Mem
 @pytest.mark.parametrize("alike", [False, True])
 def test_loss_of_each_member_is_the_one_torch_computes(alike: bool, world: Any, alone: Any) -> None:
     """``alike`` packs take the short way through the loss, which needs no target of each member's own."""
-    own = members(world, VARIED[:1] * 3 if alike else VARIED, lr=0.0, init_scale=3.0)
+    own = members(world, VARIED, lr=0.0, init_scale=3.0)
+    own = own[:1] if alike else own
     spec = world.spec("mlp", optimizer="sgd")
     pack = Pack.create(spec, own)
     found = pack.train_epoch(world.batches())
@@ -50,3 +59,26 @@ def test_gradient_of_each_member_is_the_one_autograd_finds(model: str, world: An
         torch.testing.assert_close(
             params_of(pack, member.name), alone(spec, member).train([batch]).flat(), rtol=1e-5, atol=1e-6
         )
+
+
+def test_loss_of_a_member_does_not_depend_on_its_neighbours_losses(world: Any, params_of: Any) -> None:
+    own = members(world, VARIED, lr=0.1)
+    spec = world.spec("mlp", optimizer="sgd")
+    packs = [Pack.create(spec, own), *(Pack.create(spec, [m]) for m in own)]
+    losses = [pack.train_epoch(world.batches()) for pack in packs]
+    for i, member in enumerate(own):
+        assert losses[0][i] == losses[i + 1][0]
+        assert torch.equal(params_of(packs[0], member.name), params_of(packs[i + 1], member.name))
+
+
+def test_loss_that_a_task_has_not_is_refused_by_member_and_name(worlds: Any) -> None:
+    huber = Member(name="bold", seed=0, loss="huber")
+    with pytest.raises(TrainingError, match=r"'bold': loss is 'huber', and a multiclass task has cross_entropy, focal"):
+        Pack.create(worlds["multiclass"].spec("mlp"), [huber])
+    with pytest.raises(TrainingError, match=r"bold: loss is 'hinge'; known: absolute, auto, binary_cross_entropy"):
+        Member(name="bold", seed=0, loss="hinge")
+    with pytest.raises(TrainingError, match=r"focal loss has no smoothed form"):
+        Member(name="bold", seed=0, loss="focal", label_smoothing=0.1)
+    for delta in (0.0, float("nan")):
+        with pytest.raises(TrainingError, match=r"huber_delta is (0\.0|nan); wanted above 0"):
+            Member(name="bold", seed=0, loss="huber", huber_delta=delta)
