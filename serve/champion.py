@@ -16,7 +16,8 @@ def app(args: dict[str, str]) -> Application:
     Args:
         args: ``models``: registered models, ``NAME[@ALIAS|@VERSION]``, separated by commas. ``purpose``: ``traffic``, or
             ``evaluation`` for pinned versions asked by handle. ``auth``: ``on`` (default) or ``off``. ``tokens``: file of
-            bearer tokens. ``min_replicas``, ``max_replicas``: of each model. Limits by their names in
-            `tiltyard.serving.answers.Limits`.
+            bearer tokens. ``min_replicas``, ``max_replicas``: of each model; ``scale_up_s``: of load before one is added.
+            ``shadow``, ``canary``: challengers, ``NAME@ALIAS:SHARE`` or ``NAME@VERSION:SHARE``, until ``tiltyard models
+            challenge`` says otherwise. Limits by their names in `tiltyard.serving.answers.Limits`.
     """
     return app_from_args(args)

@@ -14,15 +14,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from tiltyard.errors import RegistryError
+from tiltyard.errors import RegistryError, ServingError
 from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
 from tiltyard.settings import Settings, shown
 
 if TYPE_CHECKING:
     from tiltyard.registry.mlflow_registry import ModelRegistry
     from tiltyard.registry.version import ModelVersion
+    from tiltyard.serving.comparison import Comparison
 
-app = typer.Typer(help="List registered models; show, compare, promote or roll one back.", invoke_without_command=True)
+app = typer.Typer(
+    help="List registered models; show, challenge, promote or roll one back.", invoke_without_command=True
+)
 
 JSON = typer.Option(False, "--json", help="Print it as JSON.")
 REASON = typer.Option("", help="Why, for the record of decisions.")
@@ -31,7 +34,7 @@ WHICH = "NAME, NAME@ALIAS or NAME@VERSION; a name alone means the champion."
 
 @app.callback(invoke_without_command=True)
 def models(ctx: typer.Context, as_json: bool = JSON) -> None:
-    """List registered models; show, compare, promote or roll one back."""
+    """List registered models; show, challenge, promote or roll one back."""
     if ctx.invoked_subcommand is not None:
         return
     from tiltyard.report.terminal import output
@@ -135,6 +138,97 @@ def rollback(name: str = typer.Argument(help="The registered model."), reason: s
     output().print(f"{name} version {now.version} is @champion again{_was(before)}. To undo it: the same command.")
 
 
+@app.command()
+def challenge(
+    model: str = typer.Argument(help="NAME@ALIAS or NAME@VERSION of the challenger; with --off, NAME alone."),
+    shadow: str = typer.Option(
+        "", metavar="SHARE", help="Ask it this share of requests too, e.g. 10%; nobody waits for it."
+    ),
+    canary: str = typer.Option("", metavar="SHARE", help="Let it answer this share of requests, e.g. 1%."),
+    off: bool = typer.Option(False, "--off", help="Let the champion answer everything by itself again."),
+    reason: str = REASON,
+) -> None:
+    """Give a challenger a share of the champion's requests; what serves the model follows within seconds."""
+    from tiltyard.report.terminal import output
+    from tiltyard.serving.traffic import CANARY, DECISION, OFF, SHADOW, Split, parse_share
+
+    if sum(map(bool, (shadow, canary, off))) != 1:
+        raise ServingError("Wanted exactly one of --shadow SHARE, --canary SHARE and --off.")
+    address = ModelAddress.parse(model)
+    split, challenger = None, None
+    if not off:
+        split = Split(mode=SHADOW if shadow else CANARY, challenger=address, share=parse_share(shadow or canary))
+        registry = _registry()
+        challenger = registry.at(address)
+        registry.get(address.name, alias=CHAMPION)
+        registry.fetch(challenger)  # whole and as registered, before any replica is told to load it
+    evidence: dict[str, Any] = {**split.to_evidence(), "digest": challenger.digest} if split and challenger else {}
+    decide(DECISION, address.name, evidence, reason, outcome=split.mode if split else OFF)
+    console = output()
+    if split is None:
+        console.print(f"{address.name}: its champion answers everything again. What serves it follows within seconds.")
+        return
+    console.print(
+        f"{address.name}: {split}. What serves it follows within seconds.\n"
+        f"See how they compare: tiltyard models compare {address.name}\n"
+        f"End it: tiltyard models challenge {address.name} --off"
+    )
+
+
+@app.command()
+def compare(name: str = typer.Argument(help="The registered model."), as_json: bool = JSON) -> None:
+    """Show how challengers compared with the champion on the same requests, in service."""
+    from tiltyard.report import record
+    from tiltyard.report.terminal import output
+    from tiltyard.serving.comparison import DECISION, Comparison, together
+
+    with record.reading(Settings.from_env()) as journal:
+        decisions = journal.decisions(kind=DECISION, subject=name)
+    found = together(Comparison.from_evidence(d.evidence) for d in decisions)
+    if as_json:
+        typer.echo(json.dumps([_comparison(c) for c in found], indent=1))
+        return
+    console = output()
+    if not found:
+        console.print(
+            f"No comparison of {name} is recorded. Begin one: tiltyard models challenge {name}@candidate --shadow 10%"
+        )
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    for c in found:
+        table.add_column(f"{c.pair.mode}: v{c.pair.champion_version} and v{c.pair.challenger_version}")
+    told = [_comparison(c) for c in found]
+    for key in (k for k in told[0] if k not in {"mode", "model"}):
+        table.add_row(Text(key.replace("_", " "), "dim"), *(Text(_word(t[key])) for t in told))
+    console.print(table)
+
+
+def _comparison(found: Comparison) -> dict[str, Any]:
+    from tiltyard.serving.comparison import quantile_s
+
+    def ms(buckets: tuple[int, ...], q: float) -> float | None:
+        return round(1000 * quantile_s(buckets, q), 2) if any(buckets) else None
+
+    pair = found.pair
+    return {
+        "model": pair.model,
+        "mode": pair.mode,
+        "champion": f"version {pair.champion_version} ({pair.champion_digest[:12]})",
+        "challenger": f"version {pair.challenger_version} ({pair.challenger_digest[:12]})",
+        "requests": found.requests,
+        "rows": found.rows,
+        "agreement": found.agreement if found.rows else None,
+        "mean_difference": found.mean_difference if found.values else None,
+        "largest_difference": found.difference_max if found.values else None,
+        **{f"champion_p{q}_ms": ms(found.champion_seconds, q / 100) for q in (50, 95, 99)},
+        **{f"challenger_p{q}_ms": ms(found.challenger_seconds, q / 100) for q in (50, 95, 99)},
+        "champion_errors": found.champion_errors,
+        "challenger_errors": found.challenger_errors,
+        "dropped": found.dropped,
+    }
+
+
 def _no_registry_yet(settings: Settings) -> bool:
     """True where looking would make an empty database."""
     scheme, _, path = settings.tracking_uri.partition(":///")
@@ -170,19 +264,24 @@ def open_registry(settings: Settings) -> ModelRegistry:
 
 def _record(kind: str, now: ModelVersion, before: ModelVersion | None, reason: str) -> None:
     """Appends who did it to the journal's decisions."""
-    from tiltyard.journal import Journal
-
-    evidence = {"version": now.version, "digest": now.digest}
+    evidence: dict[str, Any] = {"version": now.version, "digest": now.digest}
     if before is not None:
         evidence |= {"before_version": before.version, "before_digest": before.digest}
+    decide(kind, now.name, evidence, reason, outcome="done")
+
+
+def decide(kind: str, subject: str, evidence: Mapping[str, Any], reason: str, *, outcome: str) -> None:
+    """Appends a decision of the person who runs this to the journal."""
+    from tiltyard.journal import Journal
+
     with Journal.open(Settings.from_env().journal_uri) as journal:
         journal.decide(
             kind=kind,
-            subject=now.name,
+            subject=subject,
             actor=f"{getpass.getuser()}@{socket.gethostname()}",
             evidence=evidence,
             reasons=[reason or "by hand, no reason given"],
-            outcome="done",
+            outcome=outcome,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -30,6 +30,9 @@ def serve(
     host: str = typer.Option("127.0.0.1", help="Where to listen. Off loopback a token is always asked for."),
     port: int = typer.Option(0, min=0, max=65535, help="Port; 0 takes a free one."),
     auth: bool = typer.Option(False, "--auth", help="Ask for a bearer token on loopback too."),
+    shadow: list[str] = typer.Option([], metavar="NAME@WHICH:SHARE", help="A challenger that is asked a share too."),
+    canary: list[str] = typer.Option([], metavar="NAME@WHICH:SHARE", help="A challenger that answers a share."),
+    max_replicas: int = typer.Option(1, min=1, help="Most replicas of each model under load."),
     end: bool = typer.Option(False, "--end", help="End what is served on the Ray of tiltyard up."),
 ) -> None:
     """Serve champions by HTTP: on the Ray of tiltyard up, or here until Ctrl-C."""
@@ -52,13 +55,20 @@ def serve(
             console.print("Ended: nothing is served any more.")
             return
         port = port or _free_port(settings)
-        args = {"models": ",".join(names), "auth": "on" if asks else "off"}
+        args = {
+            "models": ",".join(names),
+            "auth": "on" if asks else "off",
+            "max_replicas": str(max_replicas),
+            "shadow": ",".join(shadow),
+            "canary": ",".join(canary),
+        }
         begun = time.monotonic()
         try:
             client.deploy(app_from_args(args, settings), name=APPLICATION, http=True, host=host, port=port)
         except RuntimeError as error:
             client.end_serving()
             raise ServingError(f"{', '.join(names)} could not be served: {error}") from error
+        _record_splits(args)
         url = client.address()
         console.print(f"Serving in {time.monotonic() - begun:.0f} s at {url}")
         _how_to_call(console, url, client.described(APPLICATION), asks)
@@ -74,6 +84,15 @@ def serve(
             client.end_serving()
     finally:
         client.disconnect()
+
+
+def _record_splits(args: Mapping[str, str]) -> None:
+    """What was asked for by --shadow and --canary, as the newest decision: it replaces what stood before."""
+    from tiltyard.cli.models import decide
+    from tiltyard.serving.traffic import DECISION, splits_from_args
+
+    for name, split in splits_from_args(args).items():
+        decide(DECISION, name, split.to_evidence(), "tiltyard serve", outcome=split.mode)
 
 
 def _join(settings: Settings) -> bool:

@@ -58,6 +58,7 @@ class Described:
         classes: Label values in the order of the outputs, or names of the targets.
         columns: What a row must have.
         problem: Why a newer version is not served, empty where nothing is wrong.
+        split: Which share of its requests a challenger meets, or why it does not; empty without one.
     """
 
     served_as: str
@@ -68,6 +69,7 @@ class Described:
     classes: tuple[Any, ...]
     columns: tuple[InputColumn, ...]
     problem: str = ""
+    split: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -83,6 +85,7 @@ class Described:
                 for c in self.columns
             ],
             "problem": self.problem,
+            "split": self.split,
         }
 
 
@@ -99,6 +102,9 @@ class Limits:
         read_s: Seconds in which a body must arrive.
         answer_s: Seconds in which a model must answer.
         retry_after_s: What a refused client is told to wait.
+        shadows: Comparisons with a challenger under way for one model; one more is dropped and counted.
+        shadow_bytes: Bytes of the rows that they hold.
+        canary_s: Seconds that a challenger has for an answer before the champion gives it.
     """
 
     body_bytes: int = 32 << 20
@@ -109,10 +115,13 @@ class Limits:
     read_s: float = 10.0
     answer_s: float = 30.0
     retry_after_s: int = 1
+    shadows: int = 16
+    shadow_bytes: int = 64 << 20
+    canary_s: float = 2.0
 
     @classmethod
     def parse(cls, args: Mapping[str, str]) -> Limits:
         """Limits from the string arguments of a Serve config file; those not named keep their defaults."""
-        kinds: dict[str, type] = {"read_s": float, "answer_s": float}
+        kinds: dict[str, type] = {"read_s": float, "answer_s": float, "canary_s": float}
         known = {k: v for k, v in args.items() if k in cls.__dataclass_fields__}
         return cls(**{k: kinds.get(k, int)(v) for k, v in known.items()})

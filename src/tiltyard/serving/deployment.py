@@ -4,7 +4,8 @@
 
     Front      HTTP and handle: authenticates, validates, merges small requests, refuses what is too much
       Champion one deployment a model, so that one that fails or is slow holds up no other; follows its alias
-    Registrar  the one process that asks MLflow where the aliases point
+    Challenger one deployment a model, with no replica until a split names a version that is to meet a share of the requests
+    Registrar  the one process that asks MLflow where the aliases point, and the journal for the splits
 
 `evaluation_app` is another application: pinned versions on replicas of their own, asked by handle alone, so that evaluation
 and traffic never share a replica. Every answer carries the model's version and digest.
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import threading
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,20 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from tiltyard.errors import RegistryError, ServingError, TiltyardError
-from tiltyard.registry.address import ModelAddress
+from tiltyard.registry.address import CHAMPION, ModelAddress
 from tiltyard.registry.version import ModelVersion
+from tiltyard.serving import traffic
 from tiltyard.serving.answers import Answer, Described, Limits
 from tiltyard.serving.batching import Batcher
+from tiltyard.serving.comparison import Comparison
 from tiltyard.serving.holder import Holder, fetch, find, open_all, served_name
+from tiltyard.serving.meters import Meters
+from tiltyard.serving.recorder import RECORD_S, Recorder
 from tiltyard.serving.requests import RequestError, fitted_table, table_from_arrow
+from tiltyard.serving.splitter import Ask, Splitter
 from tiltyard.serving.stacking import Stack
 from tiltyard.serving.tokens import tokens_path
+from tiltyard.serving.traffic import Split
 from tiltyard.settings import Settings
 
 __all__ = ["Answer", "ModelAddress", "app_from_args", "champions_app", "evaluation_app"]
@@ -44,10 +52,12 @@ POLL_S = 1.0
 """How often the registry is asked where an alias points: a moved alias is taken up within two of these."""
 REPLICA_CPUS = 0.1
 """A replica that waits costs nothing; what it is worth under load is for the config of a cluster to say."""
+SCALE_UP_S, LOOK_BACK_S = 10.0, 15.0
+"""Load is the mean over the second; Serve's processes tell theirs every 10 s."""
 RETRIES = 3
+HOLD_S = 20.0
+"""A challenger's replica is kept by a call of this many seconds after another; Serve ends it 30 s after the last."""
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
-_LATENCIES_S = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
-_ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 8192, 65_536]
 
 
 def _quiet() -> None:
@@ -58,9 +68,11 @@ def _quiet() -> None:
 class Registrar:
     """Asks MLflow where aliases point, for all replicas; fetches what is new into this machine's cache."""
 
-    def __init__(self, settings: Settings, poll_s: float) -> None:
+    def __init__(self, settings: Settings, poll_s: float, splits: Mapping[str, Split]) -> None:
         _quiet()
         self._settings, self._poll_s = settings, poll_s
+        self._configured, self._splits = dict(splits), dict(splits)
+        self._seen_splits = False
         self._known: dict[ModelAddress, ModelVersion | str] = {}
         self._asked: dict[ModelAddress, asyncio.Lock] = {}
         self._task: asyncio.Task[None] | None = None
@@ -71,13 +83,24 @@ class Registrar:
         async with lock:
             if address not in self._known:
                 self._known[address] = await asyncio.to_thread(self._look, address)
+        self._go_on()
+        return self._known[address]
+
+    async def split(self, model: str) -> Split | None:
+        """The share of a champion's requests that a challenger meets, as of the last look at the journal."""
+        if not self._seen_splits:
+            await asyncio.to_thread(self._look_at_splits)
+        self._go_on()
+        return self._splits.get(model)
+
+    def _go_on(self) -> None:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._poll())
-        return self._known[address]
 
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
+            await asyncio.to_thread(self._look_at_splits)
             for address in list(self._known):
                 self._known[address] = await asyncio.to_thread(self._look, address)
 
@@ -90,6 +113,53 @@ class Registrar:
             fetch(self._settings, version)
         return version
 
+    def _look_at_splits(self) -> None:
+        from tiltyard.journal import Journal
+
+        with contextlib.suppress(Exception):  # while the journal is away, what was seen last holds
+            with Journal.open(self._settings.journal_uri) as journal:
+                decisions = journal.decisions(kind=traffic.DECISION)
+            told = [(d.subject, d.outcome, d.evidence) for d in decisions]
+            self._splits = traffic.standing(self._configured, told)
+        self._seen_splits = True
+
+
+class _Replica:
+    """A process that answers with one version at a time, and computes with one thread."""
+
+    def __init__(self, settings: Settings, registrar: Any, limits: Limits, poll_s: float) -> None:
+        import torch
+
+        _quiet()
+        torch.set_num_threads(1)
+        self._settings, self._registrar, self._limits, self._poll_s = settings, registrar, limits, poll_s
+        self._holder: Holder | None = None
+        self._computing = threading.Lock()  # Serve runs methods in threads
+
+    @property
+    def _held(self) -> Holder:
+        if self._holder is None:
+            raise ServingError("There is no challenger here; it is still loading, or the share was ended.")
+        return self._holder
+
+    def predict(self, table: pa.Table) -> Answer:
+        """Answers for raw rows; preprocessing is the model's own."""
+        with self._computing:
+            return self._held.predict(table)
+
+    def predict_arrow(self, body: bytes) -> Answer:
+        """Answers for an Arrow IPC stream from a client.
+
+        Raises:
+            RequestError: If it is not what the model takes.
+        """
+        table = table_from_arrow(pa.py_buffer(body), self._held.columns, self._limits)
+        return self.predict(table)
+
+    def describe(self) -> Described:
+        """What serves here, and what is wrong."""
+        return self._held.describe()
+
 
 @serve.deployment(
     max_ongoing_requests=8,
@@ -99,84 +169,102 @@ class Registrar:
     max_constructor_retry_count=3,
     logging_config=_QUIET,
 )
-class Champion:
+class Champion(_Replica):
     """A replica of one model. A moved alias is taken up between two requests; what cannot be loaded never serves."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, settings: Settings, address: ModelAddress, registrar: Any, limits: Limits, poll_s: float
     ) -> None:
-        import torch
-
-        _quiet()
-        torch.set_num_threads(1)
-        self._holder, self._registrar, self._limits, self._poll_s = Holder(settings, address), registrar, limits, poll_s
-        self._computing = threading.Lock()  # Serve runs methods in threads; a replica computes with one
+        super().__init__(settings, registrar, limits, poll_s)
+        self._holder = Holder(settings, address)
         version = await self._first()
         await asyncio.to_thread(self._holder.take, version)
         self._task = asyncio.get_running_loop().create_task(self._follow()) if address.alias else None
 
     async def _first(self) -> ModelVersion:
         """Where to begin: what the registry says, or what this machine remembers while it is away."""
-        address = self._holder.address
+        address = self._held.address
         if address.alias is None:
-            return await asyncio.to_thread(find, self._holder.settings, address)
+            return await asyncio.to_thread(find, self._settings, address)
         found = await self._registrar.resolve.remote(address)
         if isinstance(found, str):
             raise RegistryError(f"{address} cannot be served: {found}")
         return found  # type: ignore[no-any-return]
 
     async def _follow(self) -> None:
+        holder = self._held
         while True:
             await asyncio.sleep(self._poll_s)
             try:
-                found = await self._registrar.resolve.remote(self._holder.address)
+                found = await self._registrar.resolve.remote(holder.address)
             except Exception:  # noqa: S112 - the registrar is being started again: what serves goes on
                 continue
-            if isinstance(found, str) or not self._holder.wants(found):
+            if isinstance(found, str) or not holder.wants(found):
                 continue
-            before = self._holder.version
-            taken = await asyncio.to_thread(self._holder.take, found)
+            before = holder.version
+            taken = await asyncio.to_thread(holder.take, found)
             await asyncio.to_thread(self._record, found, before, taken)
 
     def _record(self, version: ModelVersion, before: ModelVersion | None, taken: bool) -> None:
         """Appends what was done to the journal's decisions, once for all replicas."""
         from tiltyard.journal import Journal
 
-        outcome = "serving" if taken else "refused"
-        with contextlib.suppress(TiltyardError, OSError), Journal.open(self._holder.settings.journal_uri) as journal:
+        holder, outcome = self._held, "serving" if taken else "refused"
+        with contextlib.suppress(TiltyardError, OSError), Journal.open(holder.settings.journal_uri) as journal:
             journal.decide(
                 kind="served",
-                subject=self._holder.address.name,
+                subject=holder.address.name,
                 actor="tiltyard.serving",
                 evidence={
-                    "alias": self._holder.address.alias,
+                    "alias": holder.address.alias,
                     "version": version.version,
                     "digest": version.digest,
                     "before": before.version if before else None,
                 },
-                reasons=[self._holder.problem or "the alias moved"],
+                reasons=[holder.problem or "the alias moved"],
                 outcome=outcome,
-                once=f"served:{self._holder.address}:{version.digest}:{before.version if before else 0}:{outcome}",
+                once=f"served:{holder.address}:{version.digest}:{before.version if before else 0}:{outcome}",
             )
 
-    def predict(self, table: pa.Table) -> Answer:
-        """Answers for raw rows; preprocessing is the model's own."""
-        with self._computing:
-            return self._holder.predict(table)
 
-    def predict_arrow(self, body: bytes) -> Answer:
-        """Answers for an Arrow IPC stream from a client.
+@serve.deployment(
+    max_ongoing_requests=8,
+    graceful_shutdown_wait_loop_s=0.5,
+    graceful_shutdown_timeout_s=5,
+    logging_config=_QUIET,
+)
+class Challenger(_Replica):
+    """A replica of whatever version a split names; there is none while no split does. It may fail, and nothing else then does."""
 
-        Raises:
-            RequestError: If it is not what the model takes.
-        """
-        table = table_from_arrow(pa.py_buffer(body), self._holder.columns, self._limits)
-        with self._computing:
-            return self._holder.predict(table)
+    def __init__(self, settings: Settings, model: str, registrar: Any, limits: Limits, poll_s: float) -> None:
+        super().__init__(settings, registrar, limits, poll_s)
+        self._model = model
+        self._task: asyncio.Task[None] | None = None
 
-    def describe(self) -> Described:
-        """What serves here, and what is wrong."""
-        return self._holder.describe()
+    async def hold(self, seconds: float) -> None:
+        """Keeps this replica: Serve ends one that nobody asks."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._follow())
+        await asyncio.sleep(seconds)
+
+    async def _follow(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # said by `describe`: the holder has the reason
+                await self._look()
+            await asyncio.sleep(self._poll_s)
+
+    async def _look(self) -> None:
+        split = await self._registrar.split.remote(self._model)
+        if split is None:
+            self._holder = None
+            return
+        if self._holder is None or self._holder.address != split.challenger:
+            self._holder = Holder(self._settings, split.challenger)
+        found = await self._registrar.resolve.remote(split.challenger)
+        if isinstance(found, str):
+            self._holder.problem = self._holder.problem or found
+        elif self._holder.wants(found):
+            await asyncio.to_thread(self._holder.take, found)
 
 
 @serve.deployment(
@@ -246,33 +334,71 @@ class Front:
     """Takes a request to the model that it names."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, models: Mapping[str, Any], limits: Limits, tokens: Path | None, poll_s: float
+        self,
+        models: Mapping[str, Any],
+        challengers: Mapping[str, Any],
+        registrar: Any,
+        journal_uri: str,
+        limits: Limits,
+        tokens: Path | None,
+        poll_s: float,
+        record_s: float,
+        most: int,
     ) -> None:
         _quiet()
-        self._models, self._limits, self._tokens, self._poll_s = dict(models), limits, tokens, poll_s
+        self._models, self._challengers, self._registrar = dict(models), dict(challengers), registrar
+        self._limits, self._tokens, self._poll_s = limits, tokens, poll_s
         self._described: dict[str, Described] = {}
-        self._batchers = {
-            name: Batcher(functools.partial(_asked, handle.predict.remote), limits)
-            for name, handle in self._models.items()
+        self._splits: dict[str, Split] = {}
+        self._meters = Meters()
+        busy = replace(limits, in_flight=limits.in_flight * most)  # enough under way that Serve adds the last replica
+        self._batchers = {name: self._batcher(name, handle, busy) for name, handle in self._models.items()}
+        few = replace(limits, waiting=limits.shadows)
+        self._beside = {
+            name: self._batcher(f"{name} challenger", handle, few) for name, handle in self._challengers.items()
         }
-        self._meters = _Meters()
-        self._tasks = [asyncio.get_running_loop().create_task(self._watch(name)) for name in self._models]
+        self._comparisons = Recorder(journal_uri, record_s)
+        self._splitters = {name: Splitter(name, limits, self._compared) for name in self._challengers}
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._watch(name)) for name in self._models]
+        self._tasks += [loop.create_task(self._watch_split(name)) for name in self._challengers]
+        self._tasks.append(loop.create_task(self._comparisons.keep()))
+
+    def _batcher(self, name: str, handle: Any, limits: Limits) -> Batcher:
+        async def call(table: pa.Table) -> Answer:
+            self._meters.batch(name, table.num_rows)
+            return await _asked(handle.predict.remote, table)
+
+        return Batcher(call, limits)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once the replica exists."""
         from tiltyard.serving.http import Guard, build_app
         from tiltyard.serving.tokens import TokenStore
 
-        return build_app(self, self._limits, Guard(TokenStore(self._tokens) if self._tokens is not None else None))
+        guard = Guard(TokenStore(self._tokens) if self._tokens is not None else None)
+        return build_app(self, self._limits, guard, at_end=self._comparisons.write)
 
-    async def predict(self, model: str, table: pa.Table) -> Answer:
+    async def predict(self, model: str, table: pa.Table, request_id: str = "") -> Answer:
         """Answers of one model for a table of raw rows, by handle.
+
+        Args:
+            model: As it is served here.
+            table: Raw rows.
+            request_id: Decides whether a challenger meets the request too; without one chance does.
 
         Raises:
             ServingError: If no such model is served here.
         """
-        handle = self._models[_served(model, self._models)]
-        return await _asked(handle.predict.remote, table)
+        name = _served(model, self._models)
+        ask, beside = self._models[name].predict.remote, self._challengers.get(name)
+        return await self._split(
+            name,
+            request_id,
+            lambda: _asked(ask, table),
+            lambda: _asked(beside.predict.remote, table),  # type: ignore[union-attr]  # asked only where there is one
+            table.nbytes,
+        )
 
     async def describe_all(self) -> list[Described]:
         """Every model served here, asked now."""
@@ -282,23 +408,38 @@ class Front:
 
     def described(self) -> list[Described]:
         """Every model that has answered so far."""
-        return list(self._described.values())
+        return [self.describe(name) for name in self._described]
 
     def describe(self, name: str) -> Described:
         """One of them."""
         if name in self._described:
-            return self._described[name]
+            split = self._splits.get(name)
+            return (
+                replace(self._described[name], split=f"{split}{self._waits(name)}") if split else self._described[name]
+            )
         if name in self._models:
             raise RequestError(503, f"{name} is still loading. Try again.")
         raise RequestError(404, f"No model {name!r} is served here; there are: {', '.join(sorted(self._models))}.")
 
-    async def answer(self, name: str, table: pa.Table) -> Answer:
+    async def answer(self, name: str, table: pa.Table, request_id: str) -> Answer:
         """Its answer; small requests that meet are merged."""
-        return await self._batchers[name].answer(table)
+        return await self._split(
+            name,
+            request_id,
+            lambda: self._batchers[name].answer(table),
+            lambda: self._beside[name].answer(table),
+            table.nbytes,
+        )
 
-    async def answer_arrow(self, name: str, body: bytes) -> Answer:
+    async def answer_arrow(self, name: str, body: bytes, request_id: str) -> Answer:
         """Its answer for an Arrow IPC stream, which is taken apart where the model is."""
-        return await _asked(self._models[name].predict_arrow.remote, body)
+        return await self._split(
+            name,
+            request_id,
+            lambda: _asked(self._models[name].predict_arrow.remote, body),
+            lambda: _asked(self._challengers[name].predict_arrow.remote, body),
+            len(body),
+        )
 
     def observe(self, name: str, *, status: int, seconds: float, rows: int) -> None:
         """Counts an answered request."""
@@ -312,36 +453,52 @@ class Front:
                 self._meters.state(found, self._batchers[name].waiting)
             await asyncio.sleep(self._poll_s)
 
+    # -- a challenger's share ------------------------------------------------------------------------------------------
 
-class _Meters:
-    """Ray metrics per model. p50, p95 and p99 are ``histogram_quantile`` over the latencies."""
+    async def _split(self, name: str, request_id: str, champion: Ask, challenger: Ask, size: int) -> Answer:
+        splitter = self._splitters.get(name)
+        if splitter is None:
+            return await champion()
+        return await splitter.answer(request_id or uuid.uuid4().hex, champion, challenger, size=size)
 
-    def __init__(self) -> None:
-        from ray.util.metrics import Counter, Gauge, Histogram
+    def _compared(self, found: Comparison) -> None:
+        self._meters.comparison(found)
+        self._comparisons.add(found)
 
-        per_model = ("model",)
-        self._requests = Counter("tiltyard_serving_requests", "Answered HTTP requests.", ("model", "status"))
-        self._rows = Counter("tiltyard_serving_rows", "Rows in answered HTTP requests.", per_model)
-        self._seconds = Histogram(
-            "tiltyard_serving_request_seconds", "From the request's head to its answer.", _LATENCIES_S, per_model
-        )
-        self._batch = Histogram("tiltyard_serving_request_rows", "Rows of a request.", _ROWS, per_model)
-        self._waiting = Gauge("tiltyard_serving_waiting_requests", "Requests that wait for the model.", per_model)
-        self._version = Gauge("tiltyard_serving_version", "Registry version that serves.", per_model)
-        self._stale = Gauge("tiltyard_serving_stale", "1 while a newer version could not be loaded.", per_model)
+    def _waits(self, name: str) -> str:
+        """Why a challenger is not asked."""
+        return "" if self._splitters[name].meets else "; the challenger is not ready, or is the champion itself"
 
-    def request(self, model: str, status: int, seconds: float, rows: int) -> None:
-        self._requests.inc(1, {"model": model, "status": str(status)})
-        self._seconds.observe(seconds, {"model": model})
-        if rows:
-            self._rows.inc(rows, {"model": model})
-            self._batch.observe(rows, {"model": model})
+    async def _watch_split(self, name: str) -> None:
+        """Keeps the share that the registrar knows of, and the challenger's replica while there is one."""
+        held: asyncio.Task[Any] | None = None
+        while True:
+            split: Split | None = self._splits.get(name)
+            with contextlib.suppress(Exception):  # the registrar is being started again: what held goes on
+                split = await self._registrar.split.remote(name)
+            if split != self._splits.get(name):
+                self._splitters[name].meet(None, None, None)
+                await asyncio.to_thread(self._comparisons.write)
+                self._splits.pop(name, None)
+            if split is not None:
+                self._splits[name] = split
+                self._meters.split(name, split)
+                if held is None or held.done():
+                    held = asyncio.get_running_loop().create_task(self._hold(name))
+                self._splitters[name].meet(split, self._described.get(name), await self._challenger(name, split))
+            await asyncio.sleep(self._poll_s)
 
-    def state(self, found: Described, waiting: int) -> None:
-        tags = {"model": found.served_as}
-        self._waiting.set(waiting, tags)
-        self._version.set(found.version, tags)
-        self._stale.set(1 if found.problem else 0, tags)
+    async def _hold(self, name: str) -> None:
+        with contextlib.suppress(Exception):  # its replica is starting or died: held again at the next look
+            await self._challengers[name].hold.remote(HOLD_S)
+
+    async def _challenger(self, name: str, split: Split) -> Described | None:
+        """What the challenger's replica has ready, if it is what the split names."""
+        with contextlib.suppress(Exception):  # not there yet, or what it is to load cannot be loaded
+            async with asyncio.timeout(self._poll_s + 1):
+                found: Described = await self._challengers[name].describe.remote()
+                return found if found.served_as == served_name(split.challenger) else None
+        return None
 
 
 async def _asked(call: Callable[[Any], Awaitable[Any]], argument: Any) -> Answer:
@@ -393,6 +550,9 @@ def champions_app(
     replicas: tuple[int, int] = (1, 1),
     cpus: float = REPLICA_CPUS,
     poll_s: float = POLL_S,
+    splits: Mapping[str, Split] | None = None,
+    record_s: float = RECORD_S,
+    scale_up_s: float = SCALE_UP_S,
 ) -> Application:
     """The application for traffic.
 
@@ -403,20 +563,44 @@ def champions_app(
         tokens: File of bearer tokens; without one HTTP asks for none, which is for loopback alone.
         replicas: Least and most replicas of each model; where they differ Serve scales between them by load.
         cpus: What Ray sets aside for a replica; each computes with one thread whatever this says.
-        poll_s: Seconds between two looks at the registry.
+        poll_s: Seconds between two looks at the registry, and at the journal for the splits.
+        splits: Challengers' shares by registered model, of those that follow their champion; one that the journal has later
+            decided about (``tiltyard models challenge``) stands as it was decided.
+        record_s: Seconds after which the comparison of a new pair is in the journal.
+        scale_up_s: Seconds of too much load after which a replica is added.
 
     Raises:
-        ServingError: If there is no model, or one stands twice.
+        ServingError: If there is no model, one stands twice, or a split is of one that is not served by its champion.
     """
     settings, limits = settings or Settings.from_env(), limits or Limits()
-    registrar = Registrar.bind(settings, poll_s)  # type: ignore[attr-defined]
+    addresses = _addresses(models)
+    champions = [a.name for a in addresses if a.alias == CHAMPION]
+    if strangers := sorted(set(splits or {}) - set(champions)):
+        raise ServingError(
+            f"A challenger is named for {', '.join(strangers)}; served by its champion are: {', '.join(champions) or 'none'}."
+        )
+    registrar = Registrar.bind(settings, poll_s, splits or {})  # type: ignore[attr-defined]
     bound = {
         served_name(a): Champion.options(  # type: ignore[attr-defined]
-            name=str(a).replace("/", "-"), ray_actor_options={"num_cpus": cpus}, **_scale(*replicas)
+            name=_deployment(a), ray_actor_options={"num_cpus": cpus}, **_scale(*replicas, scale_up_s)
         ).bind(settings, a, registrar, limits, poll_s)
-        for a in _addresses(models)
+        for a in addresses
     }
-    return Front.bind(bound, limits, tokens, poll_s)  # type: ignore[attr-defined,no-any-return]
+    none_yet = {"min_replicas": 0, "max_replicas": replicas[1], "target_ongoing_requests": 3, "downscale_delay_s": 30}
+    beside = {
+        name: Challenger.options(  # type: ignore[attr-defined]
+            name=f"{name.replace('/', '-')}-challenger",
+            ray_actor_options={"num_cpus": cpus},
+            autoscaling_config=none_yet,
+        ).bind(settings, name, registrar, limits, poll_s)
+        for name in champions
+    }
+    app = Front.bind(bound, beside, registrar, settings.journal_uri, limits, tokens, poll_s, record_s, replicas[1])  # type: ignore[attr-defined]
+    return app  # type: ignore[no-any-return]
+
+
+def _deployment(address: ModelAddress) -> str:
+    return str(address).replace("/", "-")
 
 
 def evaluation_app(models: Sequence[str], settings: Settings | None = None, *, replicas: int = 1) -> Application:
@@ -449,6 +633,10 @@ def app_from_args(args: Mapping[str, str], settings: Settings | None = None) -> 
         "max_replicas",
         "cpus",
         "poll_s",
+        "record_s",
+        "scale_up_s",
+        "shadow",
+        "canary",
         *Limits.__dataclass_fields__,
     }
     if unknown := sorted(set(args) - known):
@@ -459,7 +647,8 @@ def app_from_args(args: Mapping[str, str], settings: Settings | None = None) -> 
         least = int(args.get("min_replicas", 1))
         most = int(args.get("max_replicas", least))
         poll_s, limits = float(args.get("poll_s", POLL_S)), Limits.parse(args)
-        cpus = float(args.get("cpus", REPLICA_CPUS))
+        cpus, record_s = float(args.get("cpus", REPLICA_CPUS)), float(args.get("record_s", RECORD_S))
+        scale_up_s = float(args.get("scale_up_s", SCALE_UP_S))
     except ValueError as error:
         raise ServingError(f"An argument is not a number: {error}. Wanted whole numbers, or seconds.") from error
     purpose, auth = args.get("purpose", "traffic"), args.get("auth", "on")
@@ -478,12 +667,22 @@ def app_from_args(args: Mapping[str, str], settings: Settings | None = None) -> 
         replicas=(least, most),
         cpus=cpus,
         poll_s=poll_s,
+        splits=traffic.splits_from_args(args),
+        record_s=record_s,
+        scale_up_s=scale_up_s,
     )
 
 
-def _scale(least: int, most: int) -> dict[str, Any]:
+def _scale(least: int, most: int, scale_up_s: float) -> dict[str, Any]:
     if least < 1 or most < least:
         raise ServingError(f"Found {least} to {most} replicas; wanted at least 1, and the most no less than the least.")
     if least == most:
         return {"num_replicas": least}
-    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": 2}}
+    config = {
+        "min_replicas": least,
+        "max_replicas": most,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": scale_up_s,
+        "look_back_period_s": max(scale_up_s, LOOK_BACK_S),
+    }
+    return {"autoscaling_config": config}

@@ -7,11 +7,13 @@ within its limits, validates it against what the model takes, and words the answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import io
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -60,10 +62,10 @@ class Backend(Protocol):
             RequestError: 404 if it is not served, 503 if it is not ready.
         """
 
-    async def answer(self, name: str, table: pa.Table) -> Answer:
+    async def answer(self, name: str, table: pa.Table, request_id: str) -> Answer:
         """Its answer for a validated table."""
 
-    async def answer_arrow(self, name: str, body: bytes) -> Answer:
+    async def answer_arrow(self, name: str, body: bytes, request_id: str) -> Answer:
         """Its answer for an Arrow IPC stream, validated where the model is."""
 
     def observe(self, name: str, *, status: int, seconds: float, rows: int) -> None:
@@ -103,8 +105,18 @@ class Guard:
         return [m for m in models if token is not None and token.opens(m.model)]
 
 
-def build_app(backend: Backend, limits: Limits, guard: Guard) -> Starlette:
-    """The ASGI application."""
+def build_app(
+    backend: Backend, limits: Limits, guard: Guard, *, at_end: Callable[[], object] | None = None
+) -> Starlette:
+    """The ASGI application; ``at_end`` is called in a thread when it is shut down."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        del app
+        yield
+        if at_end is not None:
+            await asyncio.to_thread(at_end)
+
     face = _Face(backend, limits, guard)
     routes = [
         Route("/ping", face.ping),
@@ -119,7 +131,7 @@ def build_app(backend: Backend, limits: Limits, guard: Guard) -> Starlette:
         Route("/models/{name}/predict", face.told(face.predict), methods=["POST"]),
         Route("/models/{name}/invocations", face.told(face.invocations), methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route})
+    return Starlette(routes=routes, exception_handlers={404: _no_route, 405: _no_route}, lifespan=lifespan)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -200,7 +212,7 @@ class _Face:
         kind = _content_type(request)
         if kind == ARROW:
             body = await self._body(request)
-            answer = await self._within(self._backend.answer_arrow(model.served_as, body))
+            answer = await self._within(self._backend.answer_arrow(model.served_as, body, _request_id(request)))
             request.state.rows = len(answer.outputs)
             return self._arrow(answer)
         if kind != "application/json":
@@ -234,7 +246,7 @@ class _Face:
     ) -> Response:
         table = table_from_rows(rows, model.columns, self._limits, extra=extra)
         request.state.rows = table.num_rows
-        answer = await self._within(self._backend.answer(model.served_as, table))
+        answer = await self._within(self._backend.answer(model.served_as, table, _request_id(request)))
         return _json(word(answer), headers=_origin(answer))
 
     def _asked(self, request: Request) -> Described:
@@ -365,6 +377,11 @@ def _refusal(error: RequestError, *, retry_after_s: int = 1, headers: dict[str, 
         "problems": [dict(p) for p in error.problems if "column" in p],
     }
     return JSONResponse(content, status_code=error.status, headers=headers, media_type="application/problem+json")
+
+
+def _request_id(request: Request) -> str:
+    """The caller's own, so that one who asks again meets the same version; else one of ours."""
+    return request.headers.get("x-request-id") or uuid.uuid4().hex
 
 
 def _content_type(request: Request) -> str:

@@ -97,6 +97,7 @@ _SCHEMAS: dict[str, Any] = {
             "classes": {"type": "array"},
             "columns": {"type": "array", "items": {"type": "object"}},
             "problem": {"type": "string"},
+            "split": {"type": "string"},
         },
     },
     "Models": {

@@ -10,6 +10,8 @@ import pytest
 from tiltyard import cli
 from tiltyard.journal import Journal
 from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.serving.comparison import DECISION, Comparison, Pair, bucketed
+from tiltyard.serving.traffic import standing
 from tiltyard.settings import Settings
 from tiltyard.testing.bundles import small_bundle
 
@@ -93,3 +95,47 @@ def test_promote_of_a_version_that_is_not_there_changes_nothing(
     code, _, err = _run(capsys, "promote", NAME, "7")
     assert code == 1
     assert "no sweep.small version 7. It has of sweep.small: v2" in err
+
+
+@pytest.mark.slow
+def test_challenge_is_recorded_as_a_decision_and_comparisons_are_read_back_as_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TILTYARD_HOME", str(home))
+    assert "challenge sweep.small@candidate --shadow 10%" in _run(capsys, "compare", NAME)[1]
+    for wrong, told in (
+        ((f"{NAME}@2",), "exactly one of --shadow SHARE, --canary SHARE and --off"),
+        ((f"{NAME}@2", "--shadow", "10%", "--off"), "exactly one"),
+        ((f"{NAME}@2", "--shadow", "200%"), "at most 1"),
+        ((f"{NAME}@7", "--shadow", "10%"), "no sweep.small version 7"),
+        ((NAME, "--canary", "10%"), "another version than the champion"),
+    ):
+        code, _, err = _run(capsys, "challenge", *wrong)
+        assert (code, told in err) == (1, True), err
+    assert "shadow of 0.1 to sweep.small@2" in _run(capsys, "challenge", f"{NAME}@2", "--shadow", "10%")[1]
+    assert "its champion answers everything again" in _run(capsys, "challenge", NAME, "--off", "--reason", "seen")[1]
+    pair = Pair(
+        model=NAME,
+        mode="shadow",
+        champion_version=1,
+        champion_digest="1" * 64,
+        challenger_version=2,
+        challenger_digest="2" * 64,
+    )
+    window = Comparison(
+        pair=pair, requests=1, rows=4, agreed=3, champion_seconds=bucketed(0.004), challenger_seconds=bucketed(0.04)
+    )
+    with Journal.open(Settings.from_env().journal_uri) as journal:
+        found = standing({}, [(d.subject, d.outcome, d.evidence) for d in journal.decisions(kind="traffic")])
+        assert found == {}
+        assert [d.outcome for d in journal.decisions(kind="traffic", subject=NAME)] == ["shadow", "off"]
+        for _ in range(2):
+            journal.decide(
+                kind=DECISION, subject=NAME, actor="t", evidence=window.to_evidence(), reasons=["t"], outcome="compared"
+            )
+    (told_json,) = json.loads(_run(capsys, "compare", NAME, "--json")[1])
+    assert (told_json["requests"], told_json["rows"], told_json["agreement"]) == (2, 8, 0.75)
+    assert told_json["champion_p50_ms"] < 5 < 30 < told_json["challenger_p50_ms"]
+    shown = _run(capsys, "compare", NAME)[1]
+    assert "shadow: v1 and v2" in shown
+    assert "0.75" in shown

@@ -57,10 +57,10 @@ class Local:
             raise RequestError(404, f"No model {name!r} is served here.")
         return self._holders[name].describe()
 
-    async def answer(self, name: str, table: pa.Table) -> Answer:
+    async def answer(self, name: str, table: pa.Table, request_id: str) -> Answer:
         return await self._batchers[name].answer(table)
 
-    async def answer_arrow(self, name: str, body: bytes) -> Answer:
+    async def answer_arrow(self, name: str, body: bytes, request_id: str) -> Answer:
         holder = self._holders[name]
         return holder.predict(table_from_arrow(body, holder.columns, LIMITS))
 
