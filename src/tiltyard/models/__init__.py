@@ -68,6 +68,11 @@ def build(model: str, args: Mapping[str, Any], *, input_shape: tuple[int, ...], 
         names = inspect.signature(make).parameters
     except (TypeError, ValueError) as error:
         raise ModelError(f"Model {model!r} does not say which arguments it takes: {error}.") from error
+    if isinstance(make, type) and make.__init__ is nn.Module.__init__:
+        raise ModelError(
+            f"Model {model!r} has no __init__ of its own, so it has no layers to train. Wanted: def __init__(self, "
+            "input_shape, num_outputs, ...) that calls super().__init__() and makes them."
+        )
     any_name = any(p.kind is p.VAR_KEYWORD for p in names.values())
     given = {"input_shape": input_shape, "num_outputs": num_outputs}
     full = {k: v for k, v in given.items() if k in names or any_name} | dict(args)

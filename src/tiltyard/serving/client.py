@@ -14,23 +14,36 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 
 from tiltyard.errors import TiltyardError
+from tiltyard.ray_address import probe
 from tiltyard.serving.answers import Answer, Described
 
 IN_FLIGHT = 3
 """One being answered, one being taken apart beside it, one on its way: more only takes memory."""
 RETRIES = 3
+NO_RAY = (
+    "Start one here (tiltyard up; tiltyard serve finds it), correct RAY_ADDRESS, or unset it: models are then served by a Ray "
+    "that starts and ends with this process."
+)
 
 
 def connect() -> bool:
     """Joins the Ray of the environment (``RAY_ADDRESS``) or starts one for this process; True where one was started.
 
     Call `tiltyard.ray_token.use_own_token` before anything imports Ray.
+
+    Raises:
+        MachineError: If no Ray answers at ``RAY_ADDRESS`` within seconds.
     """
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    own: dict[str, Any] = {} if joins else {"include_dashboard": False, "object_store_memory": 512 << 20}
+    address = os.environ.get("RAY_ADDRESS", "")
+    joins = bool(address)
+    if joins:
+        probe(address, instead=NO_RAY)
+    own: dict[str, Any] = (
+        {} if joins else {"address": "local", "include_dashboard": False, "object_store_memory": 512 << 20}
+    )
     ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     return not joins
 

@@ -71,6 +71,8 @@ BROKEN = """
 from torch import nn
 class Init(nn.Module):
     def __init__(self): super().__init__(); {}["width"]
+class Bare(nn.Module):
+    def forward(self, x): return x
 class Forward(nn.Module):
     def __init__(self): super().__init__()
     def forward(self, x): return x.no_such_thing
@@ -89,6 +91,7 @@ class Asserts(nn.Module):
             r"'broken_user_model:Forward' fails on rows of shape \(5,\): AttributeError.*no_such_thing",
         ),
         ("broken_user_model:Asserts", r"'broken_user_model:Asserts' fails on rows.*AssertionError: seven are wanted"),
+        ("broken_user_model:Bare", r"'broken_user_model:Bare' has no __init__ of its own"),
         ("broken_at_import:Net", r"'broken_at_import:Net' cannot be imported: ZeroDivisionError: division by zero"),
         ("builtins:dict", r"'builtins:dict' does not say which arguments it takes"),
     ],

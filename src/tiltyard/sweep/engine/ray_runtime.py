@@ -9,26 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray._private.utils import get_num_cpus
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 
-from tiltyard.errors import MachineError
+from tiltyard.ray_address import probe
 from tiltyard.sweep.preflight import Node
 
 OBJECT_STORE_SHARE = 0.25
 """Share of the machine's memory for a local object store, at most; Ray's own default is 0.3."""
 OBJECT_STORE_MAX_BYTES = 2 << 30
-PROBE_S = 5.0
-"""How long a Ray that is to be joined may take to accept a connection; Ray itself tries for minutes and says nothing."""
-CLIENT_PORT = 10001
-"""Where a Ray Client server listens unless told otherwise."""
 
 
 def submitted_job(environ: Mapping[str, str] = os.environ) -> str:
@@ -48,65 +41,11 @@ def check_address() -> None:
     """The Ray that the environment names (``RAY_ADDRESS``) is there; nothing to check without one, or once Ray is up.
 
     Raises:
-        MachineError: As `probe`.
+        MachineError: As `tiltyard.ray_address.probe`.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if address and not ray.is_initialized():
         probe(address)
-
-
-def probe(address: str) -> None:
-    """Something accepts a connection at an address of Ray within `PROBE_S`.
-
-    ``host:port`` is tried as it stands; ``auto`` stands for the Ray that is found on this machine, ``ray://host`` for a
-    Ray Client server; ``local`` starts one, so nothing is tried.
-
-    Raises:
-        MachineError: If nothing answers there, no Ray is found, or the address is none that a driver can join.
-    """
-    if address == "local":
-        return
-    found = address
-    if address == "auto":
-        try:
-            found = canonicalize_bootstrap_address_or_die("auto")
-        except ConnectionError as error:
-            raise MachineError(_no_ray("RAY_ADDRESS is 'auto', and no Ray was found on this machine")) from error
-    scheme, _, rest = found.rpartition("://")
-    if scheme in {"http", "https"}:
-        raise MachineError(
-            f"RAY_ADDRESS is {address!r}, which is where jobs are submitted; a driver cannot join there. Wanted: host:port "
-            f"of the head (port 6379 unless set otherwise). Or submit the job: ray job submit --address {address} -- ..."
-        )
-    if scheme not in {"", "ray"}:  # a provider of clusters that Ray loads by that name: only it knows
-        return
-    host, port = _host_and_port(address, rest, CLIENT_PORT if scheme else None)
-    try:
-        socket.create_connection((host, port), timeout=PROBE_S).close()
-    except OSError as error:
-        raise MachineError(_no_ray(f"Nothing answers at RAY_ADDRESS {address} ({error})")) from error
-
-
-def _host_and_port(address: str, rest: str, default_port: int | None) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port or default_port
-    except ValueError:
-        host, port = None, None
-    if not host or not port:
-        raise MachineError(
-            f"RAY_ADDRESS is {address!r}. Wanted: host:port of the head of a running Ray, e.g. 10.0.0.5:6379, or "
-            "ray://host:port, or auto."
-        )
-    return host, port
-
-
-def _no_ray(found: str) -> str:
-    return (
-        f"{found}. Wanted: the head of a running Ray. Start one here and join it (tiltyard up, then tiltyard run "
-        "--address up), correct the address (--address or RAY_ADDRESS), or run without one: a Ray then starts and ends "
-        "with the job."
-    )
 
 
 def ensure_ray(*, cpus: int | None = None) -> bool:
