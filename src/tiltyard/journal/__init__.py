@@ -14,6 +14,7 @@ from tiltyard.journal.values import (
     TrialRow,
     TrialUpdate,
 )
+from tiltyard.journal.works import Work, WorkClaim, WorkResult
 
 __all__ = [
     "Attempt",
@@ -28,4 +29,7 @@ __all__ = [
     "Spend",
     "TrialRow",
     "TrialUpdate",
+    "Work",
+    "WorkClaim",
+    "WorkResult",
 ]

@@ -31,6 +31,7 @@ from tiltyard.journal.values import (
     TrialRow,
     TrialUpdate,
 )
+from tiltyard.journal.works import Works
 
 CHUNK = 400
 """Values of one IN (...): SQLite takes 32,766 parameters, and long statements are slow to parse."""
@@ -44,6 +45,8 @@ class Journal:
         self._store = store
         self.budgets = TeamBudgets(store)
         """The budgets of teams; they outlive sweeps."""
+        self.works = Works(store)
+        """Work that is done once: evaluations, nights."""
 
     @classmethod
     def open(cls, uri: str) -> Journal:

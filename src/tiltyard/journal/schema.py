@@ -59,6 +59,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             gpu_s DOUBLE PRECISION NOT NULL, state VARCHAR(16) NOT NULL)""",
         "CREATE INDEX holds_team ON holds (team)",
     ),
+    (
+        """CREATE TABLE works (
+            key VARCHAR(64) PRIMARY KEY, kind VARCHAR(32) NOT NULL, subject VARCHAR(300) NOT NULL, about TEXT NOT NULL,
+            state VARCHAR(16) NOT NULL, fence INTEGER NOT NULL, owner TEXT NOT NULL, lease_until DOUBLE PRECISION NOT NULL,
+            started DOUBLE PRECISION NOT NULL, ended DOUBLE PRECISION, reason TEXT)""",
+        "CREATE INDEX works_subject ON works (kind, subject)",
+        """CREATE TABLE work_results (
+            key VARCHAR(64) NOT NULL, revision INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL, cause TEXT NOT NULL,
+            result TEXT NOT NULL, PRIMARY KEY (key, revision))""",
+    ),
 )
 VERSION = len(MIGRATIONS)
 

@@ -32,17 +32,17 @@ def versions(uri: str) -> list[int]:
         engine.dispose()
 
 
-def load_golden(uri: str) -> None:
-    """The journal of version 1 as a database of this store."""
+def load_golden(uri: str, golden: Path = GOLDEN) -> None:
+    """A golden journal, of version 1 unless told otherwise, as a database of this store."""
     if uri.startswith("sqlite"):
         connection = sqlite3.connect(uri.removeprefix("sqlite:///"))
-        connection.executescript(GOLDEN.read_text())
+        connection.executescript(golden.read_text())
         connection.close()
         return
     engine = create_engine(driver(uri))
     try:
         with engine.begin() as c:
-            c.exec_driver_sql(GOLDEN.read_text().replace("BEGIN TRANSACTION;", "").replace("COMMIT;", ""))
+            c.exec_driver_sql(golden.read_text().replace("BEGIN TRANSACTION;", "").replace("COMMIT;", ""))
     finally:
         engine.dispose()
 
@@ -103,6 +103,19 @@ def test_open_of_the_golden_journal_of_version_1_keeps_all_that_it_says(uri: str
         assert journal.decisions(kind="promotion")[0].reasons == ("besser", "mieux été")
         assert journal.spend(A).by_what == {"driver": 9.0, "pack": 5.25}
         assert journal.watermark("evaluate/digits") == "3"
+
+
+def test_open_of_the_golden_journal_of_version_2_keeps_its_budgets_and_takes_works(uri: str) -> None:
+    load_golden(uri, GOLDEN.with_name("journal_v2.sql"))
+    with Journal.open(uri) as journal:
+        assert versions(uri) == list(range(1, VERSION + 1))
+        budget = journal.budgets.get("vision")
+        assert (budget.limit_cpu_s, budget.spent.cpu_s, budget.reserved.cpu_s) == (36_000.0, 40.0, 60.0)
+        assert len(journal.launches()) == 3
+        assert journal.verify_decisions() == 2
+        assert journal.works.find("evaluation") == []
+        claim = journal.works.claim(A, kind="evaluation", subject="m", about={"dataset": "digits"}, owner=Owner.here())
+        assert claim.outcome == "new"
 
 
 def test_golden_journal_of_version_1_is_written_to_as_any_other(uri: str) -> None:
