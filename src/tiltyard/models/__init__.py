@@ -68,7 +68,7 @@ def build(model: str, args: Mapping[str, Any], *, input_shape: tuple[int, ...], 
         names = inspect.signature(make).parameters
     except (TypeError, ValueError) as error:
         raise ModelError(f"Model {model!r} does not say which arguments it takes: {error}.") from error
-    if isinstance(make, type) and make.__init__ is nn.Module.__init__:
+    if isinstance(make, type) and getattr(make, "__init__", None) is nn.Module.__init__:
         raise ModelError(
             f"Model {model!r} has no __init__ of its own, so it has no layers to train. Wanted: def __init__(self, "
             "input_shape, num_outputs, ...) that calls super().__init__() and makes them."
