@@ -11,8 +11,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from tiltyard.cli import versions as versions_commands
+from tiltyard.cli.tables import JSON, NAME, open_store, size, table, when
+from tiltyard.cli.tables import show as show_all
 from tiltyard.errors import SpecError
-from tiltyard.settings import Settings
 
 if TYPE_CHECKING:
     from tiltyard.data import Check, Commit, DatasetSpec, DatasetVersion
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Commit datasets, look at them, and compare their versions.", no_args_is_help=True)
 
-_NAME = typer.Argument(help="Dataset, as NAME, NAME@VERSION or NAME@TAG.", metavar="NAME[@VERSION]")
-_JSON = typer.Option(False, "--json", help="Print it as JSON.")
 _MESSAGE = typer.Option("", "--message", "-m", help="Why; shown in the history.")
 _TYPES = typer.Option(
     [], "--type", help="COLUMN=TYPE, where a CSV looks like another type; may be given more than once."
@@ -29,71 +29,31 @@ _TYPES = typer.Option(
 _TEXT = typer.Option([], "--text", help="Column of a CSV that is text even where it looks like numbers.")
 
 
-def _store() -> DatasetStore:
-    from tiltyard.data.store import DatasetStore
-
-    return DatasetStore(Settings.from_env().data_uri)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in columns:
-        right = name in ("rows", "train", "validation", "test", "size", "missing", "distinct", "columns", "version")
-        table.add_column(name, no_wrap=True, justify="right" if right else "left")
-    return table
-
-
-def _print(*what: Any) -> None:
-    from tiltyard.report.terminal import output
-
-    console = output()
-    for thing in what:
-        console.print(thing)
-
-
-def size(num_bytes: int) -> str:
-    """Bytes as a person says them.
-
-    >>> size(1_234_567)
-    '1.23 MB'
-    """
-    amount, unit = float(num_bytes), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.3g} {unit}"
-
-
-def _when(version: DatasetVersion) -> str:
-    return version.created_at[:16].replace("T", " ")
-
-
 # ---- look --------------------------------------------------------------------------------------------------------
 
 
 @app.command("list")
-def list_(as_json: bool = _JSON) -> None:
+def list_(as_json: bool = JSON) -> None:
     """Show the newest version of every dataset."""
-    found = _store().newest()
+    found = open_store().newest()
     if as_json:
         typer.echo(json.dumps([_summary(v) for v in found], indent=1))
         return
     if not found:
         typer.echo("There is no dataset yet. Commit one: tiltyard data commit NAME SOURCE --task TASK --label COLUMN")
         return
-    table = _table(
+    shown = table(
         "dataset", "version", "task", "label", "rows", "train", "validation", "test", "columns", "size", "committed"
     )
     for v in found:
         rows = (f"{v.split_rows.get(s, 0):,}" for s in ("train", "validation", "test"))
         label = ", ".join(v.spec.labels)
         task = str(v.spec.task or "")
-        table.add_row(
+        shown.add_row(
             Text(v.name, "bold"), str(v.version), task, label, f"{v.num_rows:,}", *rows, str(len(v.schema)),
-            size(v.size_bytes), _when(v),
+            size(v.size_bytes), when(v),
         )  # fmt: skip
-    _print(table)
+    show_all(shown)
 
 
 def _summary(v: DatasetVersion) -> dict[str, Any]:
@@ -104,34 +64,50 @@ def _summary(v: DatasetVersion) -> dict[str, Any]:
 
 
 @app.command()
-def show(name: str = _NAME, as_json: bool = _JSON) -> None:
+def show(name: str = NAME, as_json: bool = JSON) -> None:
     """Show a version: its rows, splits, columns, digests and card."""
-    v = _store().resolve(name)
+    store = open_store()
+    v = store.resolve(name)
     if as_json:
         typer.echo(json.dumps(_summary(v), indent=1))
         return
     facts = Table.grid(padding=(0, 2))
-    for what, value in _facts(v):
+    for what, value in [*_facts(v), *_kept_by(store, v)]:
         facts.add_row(Text(what, "dim"), value)
-    columns = _table("column", "type", "role")
+    from tiltyard.data.cards import role
+
+    columns = table("column", "type", "role")
     for column, kind in v.schema.items():
-        columns.add_row(column, kind, role(v, column))
-    _print(facts, Text(), columns, *(Text(f"warning: {w}", "yellow") for w in v.warnings))
+        columns.add_row(column, kind, role(v.spec, column))
+    show_all(facts, Text(), columns, *(Text(f"warning: {w}", "yellow") for w in v.warnings))
+
+
+def _kept_by(store: DatasetStore, v: DatasetVersion) -> list[tuple[str, str | Text]]:
+    from tiltyard.data import upkeep
+
+    named = [t.name for t in upkeep.tags(store, v.name) if t.version == v.version]
+    held = [p.reason or "yes" for p in upkeep.pins(store, v.name) if p.version == v.version]
+    facts: list[tuple[str, str | Text]] = [("tags", ", ".join(named)), ("pinned", ", ".join(held))]
+    if v.successor_of is not None:
+        facts.append(("successor of", f"{v.name}@{v.successor_of}, of which rows were deleted by key"))
+    return [(what, value) for what, value in facts if value]
 
 
 def _facts(v: DatasetVersion) -> list[tuple[str, str | Text]]:
+    from tiltyard.data import cards
+
     spec, card = v.spec, v.spec.card
     rows = ", ".join(f"{v.split_rows.get(s, 0):,} {s}" for s in ("train", "validation", "test"))
     facts: list[tuple[str, str | Text]] = [
         ("dataset", Text(str(v.ref), "bold")),
         ("rows", f"{v.num_rows:,} ({rows})"),
-        ("split", describe_split(spec)),
+        ("split", cards.describe_split(spec)),
         ("task", f"{spec.task or 'none declared'}" + (f" of {', '.join(spec.labels)}" if spec.labels else "")),
     ]
     if spec.task is not None and spec.task.is_classification:
         facts.append(("classes", ", ".join(map(str, v.classes[:12])) + (", ..." if len(v.classes) > 12 else "")))
     facts += [
-        ("committed", f"{_when(v)} UTC" + (f": {v.message}" if v.message else "")),
+        ("committed", f"{when(v)} UTC" + (f": {v.message}" if v.message else "")),
         ("content digest", v.content_digest),
         ("files digest", v.files_digest),
         ("files", f"{len(v.files)}, {size(v.size_bytes)}, under {v.uri}"),
@@ -141,49 +117,33 @@ def _facts(v: DatasetVersion) -> list[tuple[str, str | Text]]:
     return facts
 
 
-def describe_split(spec: DatasetSpec) -> str:
-    """How rows are assigned to splits, in words."""
-    split = spec.split
-    if split.time_cuts is not None:
-        return f"by {spec.time}: validation from {split.time_cuts[0]}, test from {split.time_cuts[1]}"
-    unit = spec.group or " and ".join(spec.keys) or "the row's content"
-    shares = " / ".join(f"{share:g}" for share in (split.train, split.validation, split.test))
-    return f"{shares} by {unit}, seed {split.seed}" + (f", stratified by {split.stratify}" if split.stratify else "")
-
-
-def role(v: DatasetVersion, column: str) -> str:
-    """What a column is for."""
-    spec = v.spec
-    roles = [
-        what
-        for what, names in (
-            ("label", spec.labels),
-            ("key", spec.keys),
-            ("group", (spec.group,)),
-            ("time", (spec.time,)),
-            ("sensitive", spec.sensitive),
-            ("ignored", spec.ignore),
-        )
-        if column in names
-    ]
-    return ", ".join(roles) or "feature"
-
-
 @app.command()
-def history(name: str = typer.Argument(help="Dataset.", metavar="NAME"), as_json: bool = _JSON) -> None:
-    """Show every version of a dataset, newest first."""
-    store = _store()
-    versions = store.history(name)[::-1]
+def history(name: str = typer.Argument(help="Dataset.", metavar="NAME"), as_json: bool = JSON) -> None:
+    """Show every version of a dataset, newest first, and why others are gone."""
+    from tiltyard.data import upkeep
+
+    store = open_store()
+    versions, stones = store.history(name)[::-1], store.tombstones(name)
     if as_json:
-        typer.echo(json.dumps([_summary(v) for v in versions], indent=1))
+        gone = [{"gone": True, **stones[n].to_json()} for n in sorted(stones, reverse=True)]
+        typer.echo(json.dumps([*(_summary(v) for v in versions), *gone], indent=1))
         return
-    table = _table("version", "rows", "train", "validation", "test", "size", "committed", "content", "message")
+    tags = upkeep.tags(store, name)
+    shown = table("version", "rows", "train", "validation", "test", "size", "committed", "content", "tags", "message")
+    lines: dict[int, tuple[str | Text, ...]] = {
+        n: (f"{s.num_rows:,}", "", "", "", "", s.committed_at[:16].replace("T", " "), s.content_digest[:12], "",
+            Text(f"{s.kind} {s.at[:10]}: {s.reason}", "dim"))
+        for n, s in stones.items()
+    }  # fmt: skip
     for v in versions:
         rows = (f"{v.split_rows.get(s, 0):,}" for s in ("train", "validation", "test"))
-        table.add_row(
-            str(v.version), f"{v.num_rows:,}", *rows, size(v.size_bytes), _when(v), v.content_digest[:12], v.message
-        )
-    _print(table)
+        named = ", ".join(t.name for t in tags if t.version == v.version)
+        lines[v.version] = (
+            f"{v.num_rows:,}", *rows, size(v.size_bytes), when(v), v.content_digest[:12], named, v.message
+        )  # fmt: skip
+    for number in sorted(lines, reverse=True):
+        shown.add_row(str(number), *lines[number])
+    show_all(shown)
 
 
 # ---- write -------------------------------------------------------------------------------------------------------
@@ -214,6 +174,11 @@ def commit(
     description: str | None = typer.Option(None, help="For the card: what the rows are."),
     origin: str | None = typer.Option(None, help="For the card: where they come from."),
     licence: str | None = typer.Option(None, help="For the card."),
+    collected: str | None = typer.Option(None, help="For the card: when and how."),
+    contact: str | None = typer.Option(None, help="For the card: whom to ask."),
+    known_gap: list[str] = typer.Option(
+        [], help="For the card: what is missing or wrong; may be given more than once."
+    ),
     spec: Path | None = typer.Option(None, help="JSON file with a whole spec; the options above go on top of it."),
     text: list[str] = _TEXT,
     types: list[str] = _TYPES,
@@ -226,7 +191,7 @@ def commit(
 
     What is declared (task, label, key, split, ...) is kept from the newest version where it is not said anew.
     """
-    store = _store()
+    store = open_store()
     told = {
         "task": task,
         "label": label or None,
@@ -238,7 +203,14 @@ def commit(
         "checks": [parse_check(c) for c in check] or None,
     }
     splits = {"seed": split_seed, "stratify": stratify, **_shares(split), **_cuts(time_cuts)}
-    card = {"description": description, "source": origin, "licence": licence}
+    card = {
+        "description": description,
+        "source": origin,
+        "licence": licence,
+        "collected": collected,
+        "contact": contact,
+        "known_gaps": tuple(known_gap) or None,
+    }
     declared = _declared(store, name, spec, told, splits, card)
     made = store.commit(
         name, source, spec=declared, message=message, types=_types(types, text), expect_parent=expect_parent
@@ -373,4 +345,7 @@ def append(
     message: str = _MESSAGE,
 ) -> None:
     """Publish the newest version's rows plus those of a source; no old row moves to another split."""
-    _tell(_store().append(name, source, message=message, types=_types(types, text)))
+    _tell(open_store().append(name, source, message=message, types=_types(types, text)))
+
+
+app.add_typer(versions_commands.app)

@@ -347,8 +347,9 @@ class DatasetVersion:
             for name in ("nullable", "classes", "warnings"):
                 values[name] = tuple(values[name])
             return cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"The record of a dataset version is damaged: {error}.") from error
+        except (KeyError, TypeError, ValueError, AttributeError, SpecError) as error:
+            told = f"The record of a dataset version is damaged: {error}. See which: tiltyard data verify"
+            raise DataError(told) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
