@@ -69,6 +69,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             key VARCHAR(64) NOT NULL, revision INTEGER NOT NULL, at DOUBLE PRECISION NOT NULL, cause TEXT NOT NULL,
             result TEXT NOT NULL, PRIMARY KEY (key, revision))""",
     ),
+    (
+        """CREATE TABLE requests (
+            number INTEGER PRIMARY KEY, key VARCHAR(64) NOT NULL, at DOUBLE PRECISION NOT NULL, kind VARCHAR(16) NOT NULL,
+            subject TEXT NOT NULL, detail TEXT NOT NULL, actor TEXT NOT NULL, reason TEXT NOT NULL,
+            state VARCHAR(16) NOT NULL, answer TEXT NOT NULL, answered DOUBLE PRECISION)""",
+        "CREATE INDEX requests_key ON requests (key)",
+    ),
 )
 VERSION = len(MIGRATIONS)
 

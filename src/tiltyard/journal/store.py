@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tiltyard.errors import JournalError
+from tiltyard.errors import FencedError, JournalError
 from tiltyard.journal.schema import migrate
 
 BUSY_S = 60
@@ -90,6 +90,28 @@ class Store:
     def for_share(self) -> str:
         """Put behind a SELECT: nobody changes these rows until the transaction ends."""
         return "" if self._is_sqlite else " FOR SHARE"
+
+
+def check_fence(store: Store, tx: Connection, key: str, fence: int, *, alone: bool = False) -> None:
+    """Holds the launch's row until the transaction ends, so that nobody takes it over meanwhile.
+
+    With ``alone`` no other transaction of this claim runs beside this one, e.g. to number attempts.
+
+    Raises:
+        FencedError: If the claim was taken over.
+    """
+    lock = store.for_update if alone else store.for_share
+    now = tx.execute(text(f"SELECT fence FROM launches WHERE key = :key{lock}"), {"key": key}).scalar()
+    if now != fence:
+        raise FencedError(taken_over(key, fence))
+
+
+def taken_over(key: str, fence: int) -> str:
+    """What a late writer is told."""
+    return (
+        f"The claim on key {key[:16]} (fence {fence}) was taken over by another process; nothing was written. "
+        "Look at who works on it: tiltyard runs"
+    )
 
 
 def _open_sqlite(uri: str, database: str | None) -> Engine:

@@ -177,3 +177,24 @@ class Spend:
     cpu_s: float
     gpu_s: float
     by_what: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a person asked of a running sweep, and what its driver answered.
+
+    ``kind`` is ``pause``, ``continue``, ``stop`` or ``add``; ``state`` is ``asked``, ``done`` or ``refused``. ``answer``
+    says what it came to (``said``, for people), and what a resumed launch needs to obey it again.
+    """
+
+    number: int
+    key: str
+    at: float
+    kind: str
+    subject: str
+    detail: Mapping[str, Any]
+    actor: str
+    reason: str
+    state: str
+    answer: Mapping[str, Any]
+    answered: float | None

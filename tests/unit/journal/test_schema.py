@@ -129,8 +129,21 @@ def test_golden_journal_of_version_1_is_written_to_as_any_other(uri: str) -> Non
         assert journal.record_test_look(A, "digits", [CELLS[1]]) == 2
 
 
-def test_columns_of_a_migrated_golden_journal_are_those_of_a_new_one(uri: str, tmp_path: Path) -> None:
-    load_golden(uri)
+def test_open_of_the_golden_journal_of_version_3_keeps_its_works_and_takes_requests(uri: str) -> None:
+    load_golden(uri, GOLDEN.with_name("journal_v3.sql"))
+    with Journal.open(uri) as journal:
+        assert versions(uri) == list(range(1, VERSION + 1))
+        assert [r.result for r in journal.works.results("e" * 64)] == [{"accuracy": 0.9}]
+        assert journal.verify_decisions() == 2
+        assert journal.requests.of(B) == []
+        asked = journal.requests.ask(B, "pause", subject="first-sweep", detail={}, actor="me")
+        taken = journal.claim(B, experiment="first-sweep", spec="{}", owner=Owner.here())
+        assert journal.requests.answer(taken, asked.number, state="done", answer={"said": "paused"})
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_columns_of_a_migrated_golden_journal_are_those_of_a_new_one(uri: str, tmp_path: Path, version: int) -> None:
+    load_golden(uri, GOLDEN.with_name(f"journal_v{version}.sql"))
     new = f"sqlite:///{tmp_path / 'new.db'}"
     for address in (uri, new):
         Journal.open(address).close()
@@ -146,12 +159,13 @@ def test_columns_of_a_migrated_golden_journal_are_those_of_a_new_one(uri: str, t
         new_engine.dispose()
 
 
-def test_schema_of_version_1_is_what_the_golden_journal_has() -> None:
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_schema_of_a_version_is_what_its_golden_journal_has(version: int) -> None:
     def words(sql: str) -> str:
         return " ".join(sql.replace(";", "").split())
 
-    golden = words(GOLDEN.read_text())
-    assert [s for s in MIGRATIONS[0] if words(s) not in golden] == []
+    golden = words(GOLDEN.with_name(f"journal_v{version}.sql").read_text())
+    assert [s for migration in MIGRATIONS[:version] for s in migration if words(s) not in golden] == []
 
 
 def test_open_of_a_new_sqlite_file_lets_only_its_owner_read_it(tmp_path: Path) -> None:
