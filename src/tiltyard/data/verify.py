@@ -154,12 +154,14 @@ def _version(store: DatasetStore, folder: Place, name: str, number: int, log: _L
         found += _record(folder, ref, record, data, entry)
         staged = folder / "staged" / str(entry.record)
         data = data if data is not None or not staged.exists() else staged.read_bytes()
-    else:
-        found += wrong(record, "no entry of the Delta log publishes this version: an entry is missing or damaged")
     try:
         version = DatasetVersion.from_json(json.loads(data or b""))
     except (TiltyardError, ValueError, AttributeError) as error:
         return found + wrong(record, f"cannot be read: {error}")
+    if entry is None:
+        place = folder / "table" / "_delta_log" / deltalog.file_name(version.delta_version)
+        told = "has changed: it does not publish this version any more" if place.exists() else "missing"
+        found += wrong(place, told)
     if entry is not None and set(entry.adds) != {(f.path, f.size_bytes) for f in version.files}:
         found += wrong(log.records[number][0], "its files are not those of the version's record")
     found += _profile(folder, version)

@@ -334,8 +334,13 @@ class DatasetVersion:
         Raises:
             DataError: If it was written by a newer Tiltyard, or is damaged.
         """
-        found = data.get("schema_version")
-        if not isinstance(found, int) or found > SCHEMA_VERSION:
+        found = data.get("schema_version") if isinstance(data, Mapping) else None
+        if not isinstance(found, int):
+            raise DataError(
+                "The record of a dataset version is damaged: it is no object with a schema version. "
+                "See which: tiltyard data verify"
+            )
+        if found > SCHEMA_VERSION:
             raise DataError(
                 f"A dataset version was stored with schema version {found!r}; this Tiltyard reads up to "
                 f"{SCHEMA_VERSION}. Install the newer Tiltyard that wrote it."
