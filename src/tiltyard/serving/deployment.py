@@ -144,8 +144,7 @@ class _Replica:
 
     def predict(self, table: pa.Table) -> Answer:
         """Answers for raw rows; preprocessing is the model's own."""
-        with self._computing:
-            return self._held.predict(table)
+        return self._held.predict(table, self._computing)
 
     def predict_arrow(self, body: bytes) -> Answer:
         """Answers for an Arrow IPC stream from a client.
@@ -300,7 +299,7 @@ class Evaluator:
         with self._computing:
             if names not in self._stacks:
                 self._stacks[names] = Stack({n: self._models[n].bundle for n in names})
-            outputs = self._stacks[names].predict_table(rows)
+        outputs = self._stacks[names].predict_table(rows, self._computing)
         return [self._models[n].answer(outputs[n]) for n in names]
 
     def predict(self, model: str, table: pa.Table) -> Answer:
@@ -311,9 +310,7 @@ class Evaluator:
             RequestError: If a column is missing or of another type.
         """
         holder = self._models[_served(model, self._models)]
-        rows = fitted_table(table, holder.columns)
-        with self._computing:
-            return holder.predict(rows)
+        return holder.predict(fitted_table(table, holder.columns), self._computing)
 
     def describe(self) -> list[Described]:
         """Every version served here."""

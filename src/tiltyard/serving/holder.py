@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,20 @@ class Holder:
 
         bundle.predict_matrix(np.zeros((1, *bundle.spec.input_shape), np.float32))
 
-    def predict(self, table: pa.Table) -> Answer:
+    def predict(self, table: pa.Table, turn: AbstractContextManager[Any] | None = None) -> Answer:
         """Answers for raw rows.
+
+        Args:
+            table: The rows.
+            turn: Held while the model computes, so that the rows of the next request are prepared meanwhile.
 
         Raises:
             DataError: If a column is missing or of another type.
         """
         served = self._now()
-        return _answer(served, served.bundle.predict_matrix(served.bundle.preprocessor.transform(table)))
+        x = served.bundle.preprocessor.transform(table)
+        with turn or nullcontext():
+            return _answer(served, served.bundle.predict_matrix(x))
 
     def answer(self, outputs: Any) -> Answer:
         """Outputs ``(rows, outputs)``, computed elsewhere, as this model's answer."""

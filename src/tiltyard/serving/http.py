@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -46,6 +47,7 @@ _TITLES = {
     503: "Not available now",
     504: "No answer in time",
 }
+_LOG = logging.getLogger("ray.serve")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -158,6 +160,10 @@ class _Face:
                 response = _refusal(RequestError(422, str(error)))
             except ClientDisconnect:
                 return Response(status_code=499)
+            except Exception as error:  # a user's model may fail in any way on a row
+                _LOG.exception("%s %s", request.method, request.url.path)
+                what = f"The model failed on these rows ({type(error).__name__}). Its log has the reason."
+                response = _refusal(RequestError(500, what))
             name = getattr(request.state, "model", None)
             if name is not None:
                 seconds = asyncio.get_running_loop().time() - begun

@@ -1,17 +1,20 @@
 """Many models of one shape over one batch: rows are prepared once and go through all of them in one forward pass.
 
 Models are of one shape where family, arguments, sizes and preprocessing are equal, e.g. the finalists of a sweep or the
-versions of one champion. Their parameters are stacked and the pass is mapped over the stack (``torch.func.vmap``), so that
-a batch of 16 small networks costs a few large products instead of 16 times many small ones. What cannot be stacked
-(LightGBM, a user's model that ``vmap`` refuses) is asked one by one, over the same prepared rows.
+versions of one champion. Stacks of affine maps (`tiltyard.training.dense.plan` says which modules are) share one wide product
+for their first layer, for all read the same rows, and a batched product for each later one. Of others the parameters are
+stacked and the pass is mapped over the stack (``torch.func.vmap``). What cannot be stacked (LightGBM, a user's model that
+``vmap`` refuses) is asked one by one, over the same prepared rows.
 
-A stack is for one thread at a time. No Ray.
+A stack computes in one thread at a time. No Ray.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,10 +22,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiltyard.registry.bundle import Bundle
+from tiltyard.training.dense import Affine, Norm, Part, Relu, Residual, plan, widths
 
+CHUNK_VALUES = 1 << 19
+"""Numbers of the widest layer in one stacked pass: 2 MiB of them stay in the cache (1024 rows of 16 models of 32 units)."""
 CHUNK_ROWS = 512
-"""Rows of one stacked pass: what 16 models of 64 hidden units need of them (2 MiB) stays in the cache."""
+"""Rows of one pass where the widths are not known."""
 Array = npt.NDArray[Any]
+Forward = Callable[[Any], Any]
 
 
 class Stack:
@@ -40,8 +47,12 @@ class Stack:
         """Which of the models go through one pass."""
         return [tuple(g.names) for g in self._groups]
 
-    def predict_table(self, table: pa.Table) -> dict[str, Array]:
+    def predict_table(self, table: pa.Table, turn: AbstractContextManager[Any] | None = None) -> dict[str, Array]:
         """Raw outputs ``(rows, outputs)`` float32 of every model for raw rows.
+
+        Args:
+            table: The rows.
+            turn: Held while the models compute, so that the rows of the next request are prepared meanwhile.
 
         Raises:
             DataError: If a column is missing or of the wrong type.
@@ -52,7 +63,10 @@ class Stack:
             key = group.preprocessor_digest
             if key not in prepared:
                 prepared[key] = group.bundles[0].preprocessor.transform(table)
-            found |= dict(zip(group.names, group.predict(prepared[key]), strict=True))
+        with turn or nullcontext():
+            for group in self._groups:
+                outputs = group.predict(prepared[group.preprocessor_digest])
+                found |= dict(zip(group.names, outputs, strict=True))
         return {name: found[name] for name in self._bundles}
 
 
@@ -60,7 +74,7 @@ class _Group:
     def __init__(self, bundles: Sequence[Bundle], names: Sequence[str]) -> None:
         self.bundles, self.names = list(bundles), list(names)
         self.preprocessor_digest = bundles[0].preprocessor.digest
-        self._forward = _stacked(self.bundles) if len(bundles) > 1 else None
+        self._forward, self._chunk_rows = _stacked(self.bundles) if len(bundles) > 1 else (None, CHUNK_ROWS)
 
     def predict(self, x: Array) -> Sequence[Array]:
         if self._forward is None:
@@ -70,8 +84,9 @@ class _Group:
         rows = torch.from_numpy(np.ascontiguousarray(x))
         outputs = torch.empty((len(self.bundles), len(x), self.bundles[0].spec.num_outputs))
         with torch.inference_mode():
-            for start in range(0, len(x), CHUNK_ROWS):
-                outputs[:, start : start + CHUNK_ROWS] = self._forward(rows[start : start + CHUNK_ROWS])
+            for start in range(0, len(x), self._chunk_rows):
+                stop = start + self._chunk_rows
+                outputs[:, start:stop] = self._forward(rows[start:stop])
         return list(outputs.numpy())
 
 
@@ -85,15 +100,35 @@ def _shape(bundle: Bundle, name: str) -> str:
     return json.dumps(told, sort_keys=True, default=list)
 
 
-def _stacked(bundles: Sequence[Bundle]) -> Any | None:
-    """A function from rows to ``(models, rows, outputs)``, or None where ``vmap`` refuses the model."""
-    import copy
-
+def _stacked(bundles: Sequence[Bundle]) -> tuple[Forward | None, int]:
+    """A function from rows to ``(models, rows, outputs)``, None where there is none; and the rows of one pass."""
     import torch
-    from torch.func import functional_call, stack_module_state, vmap
 
     modules = [b.trained for b in bundles]
-    parameters, buffers = stack_module_state(modules)
+    parts = plan(modules[0])
+    rows = CHUNK_ROWS
+    if parts is not None and all(plan(m) == parts for m in modules[1:]):
+        rows = min(2048, max(64, CHUNK_VALUES // (len(modules) * max(widths(parts)))))
+    else:
+        parts = None
+    try:
+        with torch.inference_mode():
+            forward = _mapped(modules) if parts is None else _wide(modules, parts)
+            probe = torch.linspace(-1, 1, 2 * math.prod(bundles[0].spec.input_shape))
+            probe = probe.reshape(2, *bundles[0].spec.input_shape)
+            together = forward(probe)
+            alone = torch.stack([m(probe) for m in modules])
+    except Exception:  # a user's model may do what vmap cannot map; asked one by one it is right
+        return None, CHUNK_ROWS
+    return (forward, rows) if torch.allclose(together, alone, atol=1e-4, rtol=1e-4) else (None, CHUNK_ROWS)
+
+
+def _mapped(modules: Sequence[Any]) -> Forward:
+    import copy
+
+    from torch.func import functional_call, stack_module_state, vmap
+
+    parameters, buffers = stack_module_state(list(modules))
     state = {k: v.detach() for k, v in {**parameters, **buffers}.items()}
     skeleton = copy.deepcopy(modules[0]).to("meta")
 
@@ -101,15 +136,57 @@ def _stacked(bundles: Sequence[Bundle]) -> Any | None:
         return functional_call(skeleton, values, (rows,))
 
     mapped = vmap(one, in_dims=(0, None))
+    return lambda rows: mapped(state, rows)
+
+
+def _wide(modules: Sequence[Any], parts: Sequence[Part]) -> Forward:
+    """The pass of dense models: the first layers of all as one product of ``(rows, models * width)``."""
+    import torch
+
+    states = [dict(m.named_parameters()) for m in modules]
+
+    def every(name: str) -> Any:
+        return torch.stack([s[name].detach() for s in states])
+
+    first = parts[0]
+    assert isinstance(first, Affine)
+    weight = every(first.weight).flatten(0, 1).t().contiguous()
+    bias = every(first.bias).flatten() if first.bias is not None else torch.zeros(weight.shape[1])
+    rest = [_step(part, every) for part in parts[1:]]
 
     def forward(rows: Any) -> Any:
-        return mapped(state, rows)
+        wide = torch.addmm(bias, rows.flatten(1), weight)
+        h = wide.view(len(rows), len(states), -1).transpose(0, 1)
+        for step in rest:
+            h = step(h)
+        return h
 
-    try:
-        with torch.inference_mode():
-            probe = torch.zeros((2, *bundles[0].spec.input_shape))
-            together = forward(probe)
-            alone = torch.stack([m(probe) for m in modules])
-    except Exception:  # a user's model may do what vmap cannot map; asked one by one it is right
-        return None
-    return forward if torch.allclose(together, alone, atol=1e-4, rtol=1e-4) else None
+    return forward
+
+
+def _step(part: Part, every: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """One later part, from ``(models, rows, width)`` to the same."""
+    import torch
+    from torch.nn import functional
+
+    if isinstance(part, Affine):
+        weight = every(part.weight).transpose(1, 2).contiguous()
+        bias = every(part.bias)[:, None] if part.bias is not None else torch.zeros(1)
+        return lambda h: torch.baddbmm(bias, h, weight)
+    if isinstance(part, Relu):
+        return torch.relu
+    if isinstance(part, Norm):
+        scale = every(part.weight)[:, None]
+        shift = every(part.bias)[:, None] if part.bias is not None else torch.zeros(1)
+        return lambda h: functional.layer_norm(h, (part.width,), eps=part.eps) * scale + shift
+    if isinstance(part, Residual):
+        inner = [_step(p, every) for p in part.inner]
+
+        def block(h: Any) -> Any:
+            x = h
+            for step in inner:
+                x = step(x)
+            return h + x
+
+        return block
+    return lambda h: h  # dropout drops nothing where nothing is trained

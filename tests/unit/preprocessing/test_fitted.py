@@ -193,3 +193,23 @@ def test_from_json_of_a_newer_or_damaged_record_is_refused() -> None:
         Preprocessor.from_json({**data, "schema_version": 2})
     with pytest.raises(DataError, match="damaged"):
         Preprocessor.from_json({**data, "columns": [{"name": "x"}]})
+
+
+def test_transform_of_plain_numbers_is_the_same_to_the_last_bit_with_and_without_a_gap() -> None:
+    """A table of numbers alone goes a faster way; a missing value takes it the long one."""
+    random = np.random.default_rng(3)
+    rows = 2 * 4096 + 5
+    table = pa.table({f"x{i}": pa.array(random.normal(5, 30, rows).astype(np.float32)) for i in range(7)})
+    fitted = Preprocessor.fit(
+        table.append_column("label", pa.array([0, 1] * (rows // 2) + [0])),
+        features=table.column_names,
+        label="label",
+        task=Task.BINARY,
+    )
+    gap = table.set_column(3, "x3", pa.array([*table["x3"].to_pylist()[:-1], None], pa.float32()))
+    chunked = pa.concat_tables([table.slice(0, 1000), table.slice(1000)])
+    fast, slow = fitted.transform(table), fitted.transform(gap)
+    assert fast.flags.c_contiguous
+    np.testing.assert_array_equal(fast[:-1], slow[:-1])
+    np.testing.assert_array_equal(fast, fitted.transform(chunked))
+    assert fitted.transform(table.slice(0, 0)).shape == (0, 7)

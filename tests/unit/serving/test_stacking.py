@@ -9,7 +9,7 @@ import pytest
 
 from tiltyard.errors import DataError
 from tiltyard.registry import Bundle, read_bundle
-from tiltyard.serving.stacking import CHUNK_ROWS, Stack
+from tiltyard.serving.stacking import Stack
 from tiltyard.testing.bundles import small_bundle, small_table
 
 
@@ -26,7 +26,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 def test_stack_of_many_shapes_answers_each_model_as_it_answers_alone(bundles: dict[str, Bundle]) -> None:
     stack = Stack(bundles)
     assert stack.groups == [("mlp0", "mlp1", "mlp2", "mlp3"), ("res0", "res1"), ("wide",), ("trees",)]
-    table = small_table(rows=CHUNK_ROWS + 37, seed=5)
+    table = small_table(rows=2048 + 37, seed=5)  # more than one pass of each group
     found = stack.predict_table(table)
     assert list(found) == list(bundles)
     for name, bundle in bundles.items():
