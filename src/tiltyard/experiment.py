@@ -203,7 +203,8 @@ class Search(_Spec):
         generation: Trials that ``tpe`` suggests at a time for each variant on each dataset: a pack's worth. The first
             generation is drawn at random.
         finalists: How many of each dataset are scored on the test split.
-        replicates: Seeds that every finalist is trained with besides its own, for intervals over seeds and data seeds.
+        replicates: How often every finalist is trained again to the end, each time with another seed and another data
+            seed, for intervals over both and for who is best. 0 or at least 2.
     """
 
     trials: int = Field(default=64, ge=1)
@@ -223,6 +224,8 @@ class Search(_Spec):
             raise ValueError(
                 "neither halving nor epochs is set; say how long a trial trains, e.g. halving=Halving(rungs=(2, 6, 20))"
             )
+        if self.replicates == 1:
+            raise ValueError("replicates is 1, which has no spread; 0 (none) or at least 2 are wanted")
         return self
 
     @property

@@ -7,6 +7,7 @@ which the key tells. Going on is `tiltyard.run.run`: a start over a record does 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from tiltyard.data.store import DatasetStore
 from tiltyard.errors import SpecError
 from tiltyard.experiment import Experiment
 from tiltyard.jobfile import load_experiment
-from tiltyard.journal import Journal, Launch
+from tiltyard.journal import CellScore, Journal, Launch
 from tiltyard.report.record import pick_launch, reading
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.launch import prepare
-from tiltyard.sweep.plan import plan
+from tiltyard.sweep.engine.control import replay
+from tiltyard.sweep.engine.launch import growth_of
+from tiltyard.sweep.engine.prepare import prepare
+from tiltyard.sweep.plan import Group, plan
 from tiltyard.sweep.remaining import Step, remaining
 
 
@@ -33,6 +36,7 @@ class Resumable:
         job_file: Where it came from, if it was named by its file.
         steps: One a trial, in the plan's order.
         later: Trials of a learning search that are not drawn yet.
+        replicates: Replicates of finalists that are to come when these are known, at most.
     """
 
     launch: Launch
@@ -40,6 +44,7 @@ class Resumable:
     job_file: Path | None
     steps: tuple[Step, ...]
     later: int
+    replicates: int = 0
 
     def count(self, action: str) -> int:
         """How many trials have this step."""
@@ -76,17 +81,34 @@ def find(settings: Settings, wanted: str) -> Resumable:
         found = journal.launch(the_plan.key)
         if found is None or (launch is not None and found.key != launch.key):
             raise SpecError(_not_the_same(experiment, the_plan.key, launch))
-        rungs = {rung for group in the_plan.groups for rung in group.rungs}
+        known: dict[tuple[str, int], CellScore] = {}
+        growth = growth_of(experiment, the_plan, facts, code_digest=digest, known=known)
+
+        def load(groups: Sequence[Group]) -> None:
+            rungs = {rung for group in groups for rung in group.rungs}
+            known.update(journal.cell_scores([t.cell for g in groups for t in g.trials], rungs))
+
+        withdrawn = replay(journal, the_plan.key, growth)
+        load(the_plan.groups)
         objective = experiment.objective
         steps = remaining(
             the_plan.groups,
             metric=objective.metric,
             mode=objective.direction,
             also=objective.also,
-            known=journal.cell_scores([t.cell for t in the_plan.trials], rungs),
+            known=known,
+            refused=growth.refused,
+            withdrawn=withdrawn,
+            grow=lambda machine: growth.grow(machine, load),
         )
-    later = the_plan.num_trials - len(the_plan.trials)
-    return Resumable(launch=found, experiment=experiment, job_file=job_file, steps=steps, later=later)
+    return Resumable(
+        launch=found,
+        experiment=experiment,
+        job_file=job_file,
+        steps=steps,
+        later=sum(growth.plan.later.values()),
+        replicates=growth.plan.replicates,
+    )
 
 
 def _recorded(journal: Journal, launch: Launch) -> Experiment:

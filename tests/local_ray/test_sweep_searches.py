@@ -17,12 +17,14 @@ from tiltyard.experiment import Budget, Experiment, Halving, Hyperband, Search
 from tiltyard.journal import Journal
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import Tick
-from tiltyard.sweep.engine.launch import Silent
+from tiltyard.sweep.engine.launch import Outcome, Silent
 from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray
 
-TPE = Search(trials=10, algorithm="tpe", generation=4, halving=Halving(rungs=(1, 2), keep=1 / 2), finalists=2)
+TPE = Search(
+    trials=10, algorithm="tpe", generation=4, halving=Halving(rungs=(1, 2), keep=1 / 2), finalists=2, replicates=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +74,45 @@ def test_sweep_with_hyperband_runs_every_bracket_and_compares_across_them(settin
     assert rungs == {"mlp@rings/b2": 3, "mlp@rings/b1": 2, "mlp@rings/b0": 1}
 
 
-def test_sweep_with_tpe_interrupted_and_resumed_ends_as_the_undisturbed(
+def test_sweep_with_tpe_and_replicates_interrupted_and_resumed_ends_as_the_undisturbed(
     settings: Settings, journal: Journal, tmp_path: Path, data: str
 ) -> None:
     wanted = on_rings(search=TPE)
     undisturbed = sweeps.run_launch(settings, wanted)
-    assert undisturbed.plan.num_trials == len(undisturbed.plan.trials) == 10
+    assert undisturbed.plan.num_trials == len(undisturbed.plan.trials) == 16
     rows = journal.trials(undisturbed.claim.key)
-    assert Counter(r.group for r in rows) == {"mlp@rings": 4, "mlp@rings/g1": 4, "mlp@rings/g2": 2}
+    again = {"mlp@rings/s1": 2, "mlp@rings/s2": 2, "mlp@rings/s3": 2}
+    assert Counter(r.group for r in rows) == {"mlp@rings": 4, "mlp@rings/g1": 4, "mlp@rings/g2": 2, **again}
     assert {r.state for r in rows} <= {"done", "stopped", "failed"}
-    again = sweeps.run_launch(settings, wanted)
-    assert again.state == "reused"
-    assert sweeps.standings(again.leaderboard) == sweeps.standings(undisturbed.leaderboard)
-    assert {t.cell for t in again.plan.trials} == {r.cell for r in rows}
+    reused = sweeps.run_launch(settings, wanted)
+    assert (reused.state, reused.leaderboard) == ("reused", undisturbed.leaderboard)
+    assert {t.cell for t in reused.plan.trials} == {r.cell for r in rows}
 
     elsewhere = sweeps.settings_at(tmp_path / "elsewhere", data)
     assert sweeps.run_launch(elsewhere, wanted, StopAfter(5)).state == "stopped"
     with Journal.open(elsewhere.journal_uri) as record:
-        assert len(record.trials(undisturbed.claim.key)) in {4, 8, 10}
+        assert len(record.trials(undisturbed.claim.key)) in {4, 8, 10, 16}
     resumed = sweeps.run_launch(elsewhere, wanted)
-    assert sweeps.standings(resumed.leaderboard) == sweeps.standings(undisturbed.leaderboard)
+    assert resumed.leaderboard == undisturbed.leaderboard
+    replicates_are_told(undisturbed, journal)
+
+
+def replicates_are_told(outcome: Outcome, journal: Journal) -> None:
+    """Each finalist was trained again three times, on orders of rows of their own, and looked at on the test split once."""
+    table, rows = outcome.leaderboard.tables["rings"], journal.trials(outcome.claim.key)
+    assert len(table) == 10
+    assert outcome.leaderboard.test_looks == 1
+    assert all(r.replicates is None for r in table[2:])
+    for row in table[:2]:
+        assert row.replicates is not None
+        assert row.replicates.test is not None
+        assert (row.replicates.num, row.replicates.failed, row.replicates.test.num) == (3, 0, 3)
+    again = [r for r in rows if "/s" in r.group]
+    assert len({r.data_seed for r in again} - {0}) == 3
+    assert len({r.seed for r in again}) == 6
+    packs = [a for a in journal.attempts(outcome.claim.key) if "/s" in a.pack_id]
+    assert sorted(c for a in packs for c in a.cells) == sorted(r.cell for r in again)
+    assert set(outcome.run_ids) == {r.cell for r in rows}
 
 
 def test_sweep_with_a_budget_of_cpu_hours_ends_what_runs_when_it_is_used_up(

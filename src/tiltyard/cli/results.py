@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from tiltyard.journal import Launch, TrialRow
 
 app = typer.Typer()
-trial = typer.Typer(help="Look at one trial, or train it again alone.", no_args_is_help=True)
+trial = typer.Typer(
+    help="Look at one trial, or train it again alone; stop one or add some while a sweep runs.", no_args_is_help=True
+)
 
 
 @app.command()

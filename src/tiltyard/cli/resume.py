@@ -53,7 +53,13 @@ def _told(found: Resumable) -> dict[str, object]:
         }
         for s in found.steps
     ]
-    return {"key": found.launch.key, "state": found.launch.state, "later": found.later, "steps": steps}
+    return {
+        "key": found.launch.key,
+        "state": found.launch.state,
+        "later": found.later,
+        "replicates": found.replicates,
+        "steps": steps,
+    }
 
 
 def _print(found: Resumable, *, show_all: bool) -> None:
@@ -84,4 +90,5 @@ def _print(found: Resumable, *, show_all: bool) -> None:
         console.print(table)
     counts = ", ".join(f"{found.count(a)} {a}" for a in (SKIP, CONTINUE, WAIT, RUN) if found.count(a))
     later = f"; {found.later} more are drawn as the search learns" if found.later else ""
+    later += f"; then {found.replicates} replicates of finalists" if found.replicates else ""
     console.print(f"{len(found.steps)} trials: {counts}{later}. To the next rung: {found.epochs} epochs of training.")

@@ -51,6 +51,7 @@ class Teller:
         self._shown: SweepProgress | None = None
         self._total = 0
         self._first_work_s: float | None = None
+        self._paused: str | None = None
 
     def committed(self, commits: Sequence[Commit]) -> None:
         """Sample datasets that were not there are now."""
@@ -86,10 +87,14 @@ class Teller:
             return
         if tick.packs_running and self._first_work_s is None:
             self._first_work_s = tick.elapsed_s
+        if tick.paused != self._paused:
+            said = f"paused by {tick.paused}; go on: tiltyard continue {self._experiment.name}"
+            self._shown.say(said if tick.paused else "it goes on", style="yellow")
+            self._paused = tick.paused
         states = tick.states
         self._shown.update(
             Snapshot(
-                total=self._total,
+                total=max(self._total, sum(states.values())),
                 done=states.get("done", 0),
                 running=states.get("running", 0),
                 stopped=states.get("stopped", 0),

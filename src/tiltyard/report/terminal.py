@@ -278,6 +278,7 @@ def leaderboard_table(board: Leaderboard, dataset: str, *, limit: int | None = 1
     shown = [row for i, row in enumerate(rows) if limit is None or i < limit or row.test is not None]
     better = "higher" if board.mode == "max" else "lower"
     has_test = any(row.test for row in rows)
+    again = any(row.replicates for row in rows)
     varied = _varied(rows)
     table = Table(
         title=Text.assemble((dataset, "bold"), (f"   {board.metric}, {better} is better", "dim")),
@@ -291,10 +292,13 @@ def leaderboard_table(board: Leaderboard, dataset: str, *, limit: int | None = 1
     table.add_column("validation", justify="right")
     if has_test:
         table.add_column("test [95%]", justify="right", no_wrap=True)
+    if again:
+        table.add_column("trained again [95%]", justify="right", no_wrap=True)
     table.add_column("epochs", justify="right")
     table.add_column("configuration", overflow="fold", ratio=1)
     for row in shown:
         test = [_test_cell(row)] if has_test else []
+        test += [_replicates_cell(row)] if again else []
         table.add_row(
             str(row.rank),
             Text(row.name, "bold green" if row.rank == 1 and row.validation is not None else ""),
@@ -315,6 +319,20 @@ def _test_cell(row: Row) -> Text:
         return Text("")
     tie = " =" if row.tied_with_best else "  "
     return Text(f"{score(row.test.value)} [{score(row.test.low)}, {score(row.test.high)}]{tie}")
+
+
+def _replicates_cell(row: Row) -> Text:
+    """Mean over replicates with its interval, on the test split where they were looked at; how many; who is not apart."""
+    found = row.replicates
+    if found is None:
+        return Text("")
+    mean = found.test or found.validation
+    if mean is None:
+        return Text(f"all {found.num} failed", "red")
+    interval = "" if mean.low is None else f" [{score(mean.low)}, {score(mean.high)}]"
+    failed = f", {found.failed} failed" if found.failed else ""
+    tie = " =" if row.tied_with_best and row.test is None else "  "
+    return Text(f"{score(mean.mean)}{interval} x{found.num}{failed}{tie}")
 
 
 def _varied(rows: Sequence[Row]) -> dict[str, set[str]]:
@@ -365,7 +383,12 @@ def leaderboard_view(board: Leaderboard, *, limit: int | None = 10, datasets: Se
         parts += [leaderboard_table(board, name, limit=limit), Text("")]
     if any(row.tied_with_best for name in names for row in board.tables[name]):
         how = f"{board.comparison}, {board.metric}, Holm, 5%"
-        parts.append(Text(f"= cannot be told apart from the best on the test rows ({how})", "dim"))
+        where = f"on the test rows ({how})"
+        if any(row.replicates for name in names for row in board.tables[name]):
+            where += " or over the replicates (paired t test, Holm, 5%)"
+        parts.append(Text(f"= cannot be told apart from the best {where}", "dim"))
+    for name in names:
+        parts += [Text(line, "dim") for line in _replicates_lines(board, name)]
     if board.test_looks > 1:
         parts.append(
             Text(
@@ -375,6 +398,27 @@ def leaderboard_view(board: Leaderboard, *, limit: int | None = 10, datasets: Se
             )
         )
     return Group(*parts)
+
+
+def _replicates_lines(board: Leaderboard, dataset: str) -> list[str]:
+    """What the replicates correct: the luck of the picked run, and how far the others are behind the best."""
+    rows = [row for row in board.tables[dataset] if row.replicates is not None]
+    if not rows:
+        return []
+    lines = [f"{dataset}: finalists are ranked by the mean of their replicates on the validation split."]
+    best = rows[0].replicates
+    if best is not None and best.luck is not None:
+        lines.append(
+            f"  {rows[0].name} was picked as the best of many: its own run is {best.luck:+.4f} better there than the mean."
+        )
+    for row in rows[1:]:
+        behind = row.replicates.behind_best if row.replicates is not None else None
+        if behind is not None and behind.low is not None and behind.high is not None:
+            lines.append(
+                f"  {row.name} is behind it by {behind.mean:.4f} [{behind.low:.4f}, {behind.high:.4f}]"
+                + (" =" if row.tied_with_best else "")
+            )
+    return lines
 
 
 def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
@@ -410,6 +454,8 @@ def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
     total = f"{len(plan.trials)} trials, at most {most} epochs of training"
     if plan.later:
         total += f"; then {sum(plan.later.values())} more, chosen from what these come to"
+    if plan.replicates:
+        total += f"; then {plan.replicates} replicates of finalists, trained to the end"
     if known:
         total += f"; {known} trials stand in the record already"
     return Group(table, Text(total, "dim"))

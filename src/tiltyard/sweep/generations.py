@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tiltyard.experiment import Experiment, Variant
-from tiltyard.sweep.halving import TrialState
+from tiltyard.sweep.halving import FATES, TrialState
 from tiltyard.sweep.plan import DatasetFacts, Group, Plan, group_of
-
-_FATES = frozenset({"done", "stopped", "failed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,15 +66,19 @@ class Generations:
         self._experiment, self._variant, self._facts = experiment, variant, facts
         self._code_digest, self._suggester = code_digest, suggester
         self._open, self._number, self._next_index = first, 0, len(first.trials)
+        self.name = f"{variant.name}@{facts.name}"
         self.later = later
-        """Trials that are not drawn yet."""
+        """Trials that are not drawn yet, but for those of `more`."""
+        self._more: list[int] = []
 
     def next(self, state_of: Callable[[str], TrialState]) -> Group | None:
         """The next generation, once every member of the last one has ended for good; else None, and None at the end."""
+        if not self.later and self._more:
+            self.later = self._more.pop(0)
         if not self.later:
             return None
         states = [(t, state_of(t.cell)) for t in self._open.trials]
-        if any(s.state not in _FATES for _, s in states):
+        if any(s.state not in FATES for _, s in states):
             return None
         self._suggester.tell(
             [Fate(index=t.index, config=t.config, state=s.state, epoch=s.epoch, score=s.score) for t, s in states]
@@ -98,6 +100,10 @@ class Generations:
         self.later -= count
         return self._open
 
+    def more(self, trials: int) -> None:
+        """So many further trials, in generations of their own: which ones come before does not depend on when this is said."""
+        self._more.append(trials)
+
     def _seed(self) -> int:
         words = (self._experiment.seed, self._variant.name, self._facts.name, self._number)
         return int.from_bytes(hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()[:4], "big")
@@ -111,7 +117,9 @@ def generations(
     code_digest: str,
     suggester: Callable[[Variant], Suggester],
 ) -> tuple[Generations, ...]:
-    """One for each variant on each dataset that has trials to come; none unless the search learns."""
+    """One for each variant on each dataset; none unless the search learns."""
+    if not experiment.search.learns:
+        return ()
     variants = {v.name: v for v in experiment.variants}
     return tuple(
         Generations(
@@ -120,9 +128,8 @@ def generations(
             facts=facts[first.dataset],
             code_digest=code_digest,
             first=first,
-            later=plan.later[first.name],
+            later=plan.later.get(first.name, 0),
             suggester=suggester(variants[first.variant]),
         )
         for first in plan.groups
-        if first.name in plan.later
     )

@@ -23,6 +23,9 @@ from tiltyard.sweep.leaderboard import beside
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import Mode
 
+FATES = frozenset({"done", "stopped", "failed"})
+"""States that a trial never leaves."""
+
 
 class Known(Protocol):
     """What is known of a cell at an epoch (`tiltyard.journal.CellScore` is one)."""
@@ -93,6 +96,14 @@ class TrialState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawal:
+    """A person stopped a trial: it takes part in rungs up to ``after_epoch`` (0: in none) and in no later one."""
+
+    after_epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """A closed rung: who goes on, who stops, and by which scores."""
 
@@ -115,6 +126,8 @@ class _Rung:
     scores: dict[str, float] = field(default_factory=dict)
     beside: dict[str, tuple[float, ...]] = field(default_factory=dict)
     outstanding: set[str] = field(default_factory=set)
+    closed: bool = False
+    """Decided already: only members that a person stopped still train."""
 
 
 class Machine:
@@ -128,6 +141,8 @@ class Machine:
         pack_size: Members of a pack, given a group and the trials of one shape that are live.
         shape: What must be equal inside a pack; trials of other shapes get packs of their own.
         known: Scores of cells at epochs that need no run.
+        refused: Why trials cannot be trained, by cell: they fail at once. Read when a group is added.
+        withdrawn: Trials that a person stopped, by cell; `withdraw` adds to it.
     """
 
     def __init__(
@@ -140,10 +155,15 @@ class Machine:
         pack_size: Callable[[Group, Sequence[Trial]], int],
         shape: Callable[[Trial], str],
         known: Mapping[tuple[str, int], Known],
+        refused: Mapping[str, str] | None = None,
+        withdrawn: dict[str, Withdrawal] | None = None,
     ) -> None:
         self._metric, self._mode, self._also = metric, mode, tuple(also)
+        self._refused = {} if refused is None else refused
+        self._withdrawn = {} if withdrawn is None else withdrawn
         self._pack_size, self._shape, self._known = pack_size, shape, known
         self._states: dict[str, TrialState] = {}
+        self._group_of: dict[str, str] = {}
         self._rungs: dict[str, _Rung] = {}
         self._ready: dict[str, deque[StartPack]] = {}
         self._turn: deque[str] = deque()
@@ -156,10 +176,14 @@ class Machine:
     def add(self, group: Group) -> None:
         """Takes in a group that was not there from the start: the next generation of a learning search."""
         for trial in group.trials:
-            self._states[trial.cell] = TrialState(state="planned")
+            self._group_of[trial.cell] = group.name
+            why = self._refused.get(trial.cell)
+            self._states[trial.cell] = (
+                TrialState(state="planned") if why is None else TrialState(state="failed", reason=why)
+            )
         self._turn.append(group.name)
         self._ready[group.name] = deque()
-        self._open(group, 0, list(group.trials))
+        self._open(group, 0, [t for t in group.trials if t.cell not in self._refused])
         if self._halted is not None:
             self._halt(self._halted)
 
@@ -203,7 +227,32 @@ class Machine:
         decisions, self._decisions = tuple(self._decisions), []
         return decisions
 
+    def is_withdrawn(self, cell: str) -> bool:
+        """A person stopped this trial."""
+        return cell in self._withdrawn
+
     # -- telling --------------------------------------------------------------------------------------------------
+
+    def withdraw(self, cell: str, reason: str) -> Withdrawal | None:
+        """Stops one trial where it stands: what it has reached counts, what it is doing does not; None if it has ended.
+
+        Said again to another machine (``withdrawn``), it comes to the same whenever it is said.
+        """
+        before = self._states[cell]
+        if before.state in FATES:
+            return None
+        rung = self._rungs[self._group_of[cell]]
+        done = Withdrawal(after_epoch=before.epoch, reason=reason)
+        self._withdrawn[cell] = done
+        self._states[cell] = replace(before, state="stopped", reason=reason)
+        if cell not in rung.scores:
+            rung.live = [t for t in rung.live if t.cell != cell]
+            rung.outstanding.discard(cell)
+            ready = self._ready[rung.group.name]
+            packs = [replace(p, cells=tuple(c for c in p.cells if c != cell)) for p in ready]
+            self._ready[rung.group.name] = deque(p for p in packs if p.cells)
+            self._close_if_complete(rung)
+        return done
 
     def report(self, event: Event) -> None:
         """Takes an event in.
@@ -219,11 +268,14 @@ class Machine:
             raise JournalError(f"Pack {event.pack_id} ended, but it was not running; nothing was changed.")
         if isinstance(event, PackStopped):
             for cell in pack.cells:
-                self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
+                if cell not in self._withdrawn:
+                    self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
             self._halt(event.reason)
             return
         rung = self._rungs[pack.group]
         for cell in pack.cells:
+            if cell in self._withdrawn:
+                continue
             if isinstance(event, PackLost):
                 self._fail(rung, cell, event.reason)
             elif cell in event.scores:
@@ -240,6 +292,10 @@ class Machine:
         self._rungs[group.name] = rung
         to_epoch = group.rungs[index]
         from_epoch = group.rungs[index - 1] if index else 0
+        for trial in live:
+            if (gone := self._withdrawn.get(trial.cell)) is not None and gone.after_epoch < to_epoch:
+                self._states[trial.cell] = replace(self._states[trial.cell], state="stopped", reason=gone.reason)
+        rung.live = live = [t for t in live if self._states[t.cell].state not in FATES]
         for number, members in enumerate(self._compose(group, live)):
             unknown = [t for t in members if (t.cell, to_epoch) not in self._known]
             for trial in members:
@@ -280,7 +336,10 @@ class Machine:
         rung.beside[cell] = beside(known.metrics, self._also)
         epoch, last = rung.group.rungs[rung.index], rung.index == len(rung.group.rungs) - 1
         state = TrialState(state="done" if last else "waiting", epoch=epoch, score=score)
-        if self._halted is not None and not last:
+        gone = self._withdrawn.get(cell)
+        if gone is not None and not last and gone.after_epoch <= epoch:
+            state = replace(state, state="stopped", reason=gone.reason)
+        elif self._halted is not None and not last:
             state = replace(state, state="interrupted", reason=self._halted)
         self._states[cell] = state
 
@@ -290,8 +349,9 @@ class Machine:
         self._states[cell] = TrialState(state="failed", epoch=before.epoch, score=None, reason=reason)
 
     def _close_if_complete(self, rung: _Rung) -> None:
-        if rung.outstanding:
+        if rung.outstanding or rung.closed:
             return
+        rung.closed = True
         ranked = sorted(
             (t for t in rung.live if t.cell in rung.scores),
             key=lambda t: (-self._mode.sign * rung.scores[t.cell], tuple(-b for b in rung.beside[t.cell]), t.index),
@@ -300,7 +360,9 @@ class Machine:
         keep = len(ranked) if last else max(1, math.ceil(rung.group.keep * len(ranked) - 1e-9)) if ranked else 0
         kept, stopped = ranked[:keep], ranked[keep:]
         epoch = rung.group.rungs[rung.index]
-        for trial in stopped:
+        for trial in (
+            t for t in stopped if t.cell not in self._withdrawn or self._withdrawn[t.cell].after_epoch > epoch
+        ):
             self._states[trial.cell] = replace(
                 self._states[trial.cell],
                 state="stopped",

@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tiltyard.errors import SpecError
 from tiltyard.sweep.comparison import comparison_of
+from tiltyard.sweep.plan import replicate_number
+from tiltyard.sweep.replicates import Difference, Replicates, Spread, difference, not_apart, spread
 from tiltyard.types import METRICS, Mode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: rows have ``replicates``, which those of 1 have not."""
 OLD_COMPARISON = "paired bootstrap of rows"
 """What ties were found with before it was written down beside them."""
 
@@ -40,6 +43,16 @@ class Result:
     config: Mapping[str, Any]
     beside: tuple[float, ...] = ()
     """The scores recorded beside the ranking one, in the objective's order, signed so that larger is better."""
+
+    @property
+    def replicate(self) -> int:
+        """Which replicate of the finalist with this variant, dataset and index it is; 0 for a trial of the search."""
+        return replicate_number(self.name.rpartition("/")[0])
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What a finalist and its replicates share."""
+        return self.dataset, self.variant, self.index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +82,17 @@ class Row:
     tied_with_best: bool
     reason: str | None
     config: Mapping[str, Any]
+    replicates: Replicates | None = None
+    """Of a finalist, what training it again came to; None where it was not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaderboard:
-    """Per dataset the ranked trials, best first; failed and interrupted ones last."""
+    """Per dataset the ranked trials, best first; failed and interrupted ones last.
+
+    Where finalists were trained again, they are ranked by the mean of their replicates on the validation split; and
+    ``tied_with_best`` says that the test rows or the replicates cannot tell a finalist apart from the best.
+    """
 
     experiment: str
     key: str
@@ -100,9 +119,9 @@ class Leaderboard:
         Raises:
             SpecError: If a newer Tiltyard wrote it.
         """
-        if data.get("schema_version") != SCHEMA_VERSION:
+        if data.get("schema_version") not in range(1, SCHEMA_VERSION + 1):
             raise SpecError(
-                f"This leaderboard has schema version {data.get('schema_version')}; this Tiltyard reads version "
+                f"This leaderboard has schema version {data.get('schema_version')}; this Tiltyard reads up to version "
                 f"{SCHEMA_VERSION}. Read it with the Tiltyard that wrote it, or newer."
             )
         fields = {k: v for k, v in data.items() if k != "schema_version"}
@@ -112,7 +131,15 @@ class Leaderboard:
 
 def _row(data: Mapping[str, Any]) -> Row:
     test = TestScore(**data["test"]) if data["test"] else None
-    return Row(**{**data, "test": test, "config": {k: _tuples(v) for k, v in data["config"].items()}})
+    again = _replicates(data["replicates"]) if data.get("replicates") else None
+    config = {k: _tuples(v) for k, v in data["config"].items()}
+    return Row(**{**data, "test": test, "replicates": again, "config": config})
+
+
+def _replicates(data: Mapping[str, Any]) -> Replicates:
+    spreads = {name: Spread(**data[name]) if data[name] else None for name in ("validation", "test")}
+    behind = Difference(**data["behind_best"]) if data["behind_best"] else None
+    return Replicates(**{**data, **spreads, "behind_best": behind})
 
 
 def _tuples(value: Any) -> Any:
@@ -146,9 +173,49 @@ def rank(results: Sequence[Result], mode: Mode) -> list[Result]:
     )
 
 
+def standing(results: Sequence[Result], mode: Mode) -> list[Result]:
+    """The trials of the search, best first: by `rank`, those with replicates among themselves by the mean of these.
+
+    They keep the places that they have together. The mean is that of the ranking metric on the validation split, without
+    the run that was picked; one whose replicates all failed comes after the others. While replicates have yet to end, the
+    places are those of `rank`.
+    """
+    ordered = rank([r for r in results if not r.replicate], mode)
+    again = _by_place(results)
+    if any(r.state not in {"done", "failed"} for replicates in again.values() for r in replicates):
+        return ordered
+    places = [i for i, r in enumerate(ordered) if r.place in again]
+
+    def mean(r: Result) -> tuple[bool, float]:
+        found = spread(list(_scores(again[r.place]).values()))
+        return found is None, 0.0 if found is None else -mode.sign * found.mean
+
+    for i, r in zip(places, sorted((ordered[i] for i in places), key=mean), strict=True):
+        ordered[i] = r
+    return ordered
+
+
 def finalists(results: Sequence[Result], mode: Mode, count: int) -> list[Result]:
-    """The best ``count`` of one dataset's results that trained to the end."""
-    return [r for r in rank(results, mode) if r.state == "done" and r.score is not None][:count]
+    """The best ``count`` of one dataset's results that trained to the end, best first."""
+    picked = [r.cell for r in rank([r for r in results if not r.replicate], mode) if _trained(r)][:count]
+    return [r for r in standing(results, mode) if r.cell in picked]
+
+
+def _trained(result: Result) -> bool:
+    return result.state == "done" and result.score is not None
+
+
+def _by_place(results: Sequence[Result]) -> dict[tuple[str, str, int], list[Result]]:
+    found: dict[tuple[str, str, int], list[Result]] = {}
+    for r in results:
+        if r.replicate:
+            found.setdefault(r.place, []).append(r)
+    return found
+
+
+def _scores(replicates: Sequence[Result]) -> dict[int, float]:
+    """Validation scores by number of the replicate."""
+    return {r.replicate: r.score for r in replicates if r.state == "done" and r.score is not None}
 
 
 def leaderboard(
@@ -161,6 +228,7 @@ def leaderboard(
     tests: Mapping[str, TestScore],
     tied: frozenset[str],
     test_looks: int = 1,
+    replicate_tests: Mapping[str, float] | None = None,
 ) -> Leaderboard:
     """Puts the tables together.
 
@@ -169,14 +237,17 @@ def leaderboard(
         key: Its key.
         metric: The ranking metric.
         mode: Its direction.
-        results: Every trial of every dataset.
+        results: Every trial of every dataset, replicates of finalists too.
         tests: Test scores of the finalists, by cell.
         tied: Cells that cannot be told apart from the best of their dataset on the test split.
         test_looks: How often the test split has been looked at for this key.
+        replicate_tests: The ranking metric of replicates on the test split, by cell.
     """
     tables = {}
     for dataset in dict.fromkeys(r.dataset for r in results):
-        ordered = rank([r for r in results if r.dataset == dataset], mode)
+        of_dataset = [r for r in results if r.dataset == dataset]
+        ordered = standing(of_dataset, mode)
+        again, untold = _told_apart(ordered, of_dataset, mode, replicate_tests or {})
         tables[dataset] = tuple(
             Row(
                 rank=i,
@@ -187,9 +258,10 @@ def leaderboard(
                 epoch=r.epoch,
                 validation=r.score,
                 test=tests.get(r.cell),
-                tied_with_best=r.cell in tied,
+                tied_with_best=r.cell in tied or r.cell in untold,
                 reason=r.reason,
                 config=dict(r.config),
+                replicates=again.get(r.cell),
             )
             for i, r in enumerate(ordered, start=1)
         )
@@ -202,6 +274,38 @@ def leaderboard(
         test_looks=test_looks,
         comparison=comparison_of(metric).value,
     )
+
+
+def _told_apart(
+    ordered: Sequence[Result], results: Sequence[Result], mode: Mode, tests: Mapping[str, float]
+) -> tuple[dict[str, Replicates], frozenset[str]]:
+    """What the replicates of one dataset's finalists say, by the finalists' cells, and who cannot be told from the best.
+
+    They are compared on the test split where each of them was looked at there, else on the validation split.
+    """
+    by_place = _by_place(results)
+    validation: dict[str, dict[int, float]] = {}
+    test: dict[str, dict[int, float]] = {}
+    told: dict[str, Replicates] = {}
+    for own in (r for r in ordered if r.place in by_place):
+        ended = [r for r in by_place[own.place] if r.state in {"done", "failed"}]
+        scores = validation[own.cell] = _scores(ended)
+        test[own.cell] = {r.replicate: tests[r.cell] for r in ended if r.cell in tests}
+        mean = spread(list(scores.values()))
+        told[own.cell] = Replicates(
+            num=len(ended),
+            failed=len(ended) - len(scores),
+            validation=mean,
+            test=spread(list(test[own.cell].values())),
+            luck=None if mean is None or own.score is None else mode.sign * (own.score - mean.mean),
+        )
+    if not told:
+        return {}, frozenset()
+    on = test if all(len(test[c]) == len(validation[c]) for c in told) else validation
+    best, *others = told
+    behind = {cell: difference(on[best], on[cell], mode) for cell in others}
+    told |= {cell: replace(told[cell], behind_best=d) for cell, d in behind.items()}
+    return told, not_apart(behind)
 
 
 def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:

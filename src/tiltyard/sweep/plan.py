@@ -19,6 +19,8 @@ from tiltyard.types import METRICS, OWN_TRAINING, Task
 
 CELL_SCHEMA = 1
 """Part of every cell: raised when training comes to mean something else for the same configuration."""
+GENERATION, WAVE, REPLICATE = "g", "w", "s"
+"""What follows ``variant@dataset/`` in the name of a group that joined later (`tiltyard.sweep.growth`)."""
 _ENDLESS = 1 << 30
 
 
@@ -63,7 +65,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """For people: ``mlp@digits/017``, or ``mlp@digits/b2/017`` in a bracket."""
+        """For people: ``mlp@digits/017``, ``mlp@digits/b2/017`` in a bracket, ``mlp@digits/s1/017`` of a replicate."""
         return f"{self.group}/{self.index:03d}"
 
 
@@ -91,6 +93,8 @@ class Plan:
     groups: tuple[Group, ...]
     later: Mapping[str, int] = field(default_factory=dict)
     """Trials that are not drawn yet, by ``variant@dataset``."""
+    replicates: int = 0
+    """Replicates of finalists that are not planned yet, at most: who they are is known when the search has ended."""
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -99,20 +103,38 @@ class Plan:
 
     def grown(self, groups: Sequence[Group]) -> Plan:
         """The plan with further generations drawn."""
-        later = dict(self.later)
+        later, replicates = dict(self.later), self.replicates
         for group in groups:
-            later[f"{group.variant}@{group.dataset}"] -= len(group.trials)
-        return replace(self, groups=(*self.groups, *groups), later={n: left for n, left in later.items() if left})
+            if replicate_number(group.name):
+                replicates = 0  # they come all at once
+            elif group.name.partition("/")[2].startswith(GENERATION):
+                later[f"{group.variant}@{group.dataset}"] -= len(group.trials)
+        return replace(
+            self,
+            groups=(*self.groups, *groups),
+            later={n: left for n, left in later.items() if left},
+            replicates=replicates,
+        )
 
     @property
     def side_by_side(self) -> int:
-        """Groups that may have work at the same time: generations follow each other."""
-        return sum("/g" not in g.name for g in self.groups)
+        """Groups that may have work at the same time, of those that were there from the start."""
+        return sum(g.name.partition("/")[2][:1] not in {GENERATION, WAVE, REPLICATE} for g in self.groups)
 
     @property
     def num_trials(self) -> int:
         """Trials of the launch, those that are not drawn yet too."""
-        return len(self.trials) + sum(self.later.values())
+        return len(self.trials) + sum(self.later.values()) + self.replicates
+
+
+def replicate_number(group: str) -> int:
+    """Which replicate the trials of a group are, from its name; 0 where they are trials of the search.
+
+    >>> replicate_number("mlp@digits/s2"), replicate_number("mlp@digits/b2"), replicate_number("mlp@digits")
+    (2, 0, 0)
+    """
+    kind = group.partition("/")[2]
+    return int(kind[1:]) if kind.startswith(REPLICATE) else 0
 
 
 def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_digest: str) -> Plan:
@@ -135,16 +157,24 @@ def plan(experiment: Experiment, facts: Mapping[str, DatasetFacts], *, code_dige
             if n > drawn:
                 later[f"{variant.name}@{ref.name}"] = n - drawn
     _check_apart(groups)
-    return Plan(key=key, groups=tuple(groups), later=later)
+    made = Plan(key=key, groups=tuple(groups), later=later)
+    return replace(made, replicates=_num_replicates(experiment, made))
+
+
+def _num_replicates(experiment: Experiment, made: Plan) -> int:
+    """How many replicates there will be, at most."""
+    search = experiment.search
+    trials = dict.fromkeys((ref.name for ref in experiment.datasets), 0)
+    for group in made.groups:
+        trials[group.dataset] += len(group.trials)
+    for name, n in made.later.items():
+        trials[name.partition("@")[2]] += n
+    return sum(min(search.finalists, n) * search.replicates for n in trials.values())
 
 
 def _check_honoured(experiment: Experiment) -> None:
     """Refuses what can be written down but is not done: a field that nothing obeys would be a lie."""
     search = experiment.search
-    if search.replicates:
-        raise SpecError(
-            "search.replicates: this version of Tiltyard does not do that yet, and would otherwise ignore it. Leave it out."
-        )
     own = [v.name for v in experiment.variants if v.model.startswith(OWN_TRAINING)]
     if own and experiment.champion is not None:
         raise SpecError(
@@ -201,18 +231,23 @@ def _shares(experiment: Experiment, place: int) -> dict[str, int]:
     A variant gets what it asks for, the others share the rest evenly; where every variant asks, their numbers are
     weights, so that ``--trials`` scales all of them. Each gets at least one, and none more than it can have: a grid's
     combinations, or one trial (one a point) where nothing is searched. A grid without a number of trials is tried whole.
-    A budget of trials is shared out over the datasets and caps all that.
+    A budget of trials is shared out over the datasets and caps all that; replicates of finalists are set aside from it
+    first.
 
     Raises:
         SpecError: If a budget of trials is too small for one of each variant on each dataset.
     """
     search, budget = experiment.search, experiment.budget.trials
     datasets, variants = len(experiment.datasets), len(experiment.variants)
-    if budget is not None and budget < datasets * variants:
-        raise SpecError(
-            f"budget.trials is {budget}, but there are {variants} variants on {datasets} datasets: at least "
-            f"{datasets * variants} trials. Raise it, or take some away."
-        )
+    aside = datasets * search.finalists * search.replicates
+    if budget is not None:
+        if budget - aside < datasets * variants:
+            replicates = f" and {aside} replicates of finalists" if aside else ""
+            raise SpecError(
+                f"budget.trials is {budget}, but there are {variants} variants on {datasets} datasets: at least "
+                f"{datasets * variants} trials{replicates}. Raise it, or take some away."
+            )
+        budget -= aside
     cap = _ENDLESS if budget is None else budget // datasets + (place < budget % datasets)
     most = {v.name: _most(v, search) for v in experiment.variants}
     asked = {v.name: v.trials for v in experiment.variants if v.trials is not None}
@@ -266,9 +301,14 @@ def _groups(
     whole = group_of(experiment, variant, facts, configs, code_digest=code_digest)
     if not isinstance(halving, Hyperband) or variant.model.startswith(OWN_TRAINING):
         return (whole,)
+    return in_brackets(halving, whole)
+
+
+def in_brackets(hyperband: Hyperband, whole: Group, *, prefix: str = "/") -> tuple[Group, ...]:
+    """A group's trials shared out to HyperBand's brackets, each a group ``variant@dataset<prefix>b2``."""
     found, start = [], 0
-    for bracket in brackets(halving, len(whole.trials)):
-        name = f"{whole.name}/b{bracket.number}"
+    for bracket in brackets(hyperband, len(whole.trials)):
+        name = f"{whole.variant}@{whole.dataset}{prefix}b{bracket.number}"
         members = tuple(replace(t, group=name) for t in whole.trials[start : start + bracket.trials])
         found.append(replace(whole, name=name, rungs=bracket.rungs, keep=bracket.keep, trials=members))
         start += bracket.trials
@@ -322,27 +362,21 @@ def _trial(
     config: Mapping[str, Any],
     code_digest: str,
 ) -> Trial:
-    seed = config.get("seed", _trial_seed(experiment.seed, group, index))
+    seed = config.get("seed", seed_of(experiment.seed, group, index))
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
         raise SpecError(
             f"Variant {variant.name!r} sets seed to {seed!r}; a whole number from 0 to 2**31 - 1 is wanted."
         )
-    cell = digest_of(
-        {
-            "schema": CELL_SCHEMA,
-            "model": variant.model,
-            "config": {k: v for k, v in config.items() if k != "seed"},
-            "dataset": facts.input_digest,
-            "code": code_digest,
-            "seed": seed,
-            "data_seed": experiment.data_seed,
-            "metrics": experiment.objective.metrics,
-            "max_epochs": experiment.search.max_epochs,
-            "sensitive": experiment.include_sensitive,
-        }
-    )
     return Trial(
-        cell=cell,
+        cell=cell_of(
+            experiment,
+            variant.model,
+            config,
+            facts,
+            code_digest=code_digest,
+            seed=seed,
+            data_seed=experiment.data_seed,
+        ),
         index=index,
         group=group,
         variant=variant.name,
@@ -359,6 +393,34 @@ def _trial(
     )
 
 
-def _trial_seed(seed: int, group: str, index: int) -> int:
-    digest = hashlib.sha256(f"{seed}\x1f{group}\x1f{index}".encode()).digest()
+def cell_of(
+    experiment: Experiment,
+    model: str,
+    config: Mapping[str, Any],
+    facts: DatasetFacts,
+    *,
+    code_digest: str,
+    seed: int,
+    data_seed: int,
+) -> str:
+    """The digest of all that a trial's result depends on: 64 hexadecimal characters."""
+    return digest_of(
+        {
+            "schema": CELL_SCHEMA,
+            "model": model,
+            "config": {k: v for k, v in config.items() if k != "seed"},
+            "dataset": facts.input_digest,
+            "code": code_digest,
+            "seed": seed,
+            "data_seed": data_seed,
+            "metrics": experiment.objective.metrics,
+            "max_epochs": experiment.search.max_epochs,
+            "sensitive": experiment.include_sensitive,
+        }
+    )
+
+
+def seed_of(*words: object) -> int:
+    """A seed, 0 to 2**31 - 1, that is a function of some words."""
+    digest = hashlib.sha256("\x1f".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -5,10 +5,10 @@ Asks the same state machine that runs the sweep (`tiltyard.sweep.halving`), with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tiltyard.sweep.halving import Known, Machine, StartPack
+from tiltyard.sweep.halving import Known, Machine, StartPack, Withdrawal
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import Mode
 
@@ -37,6 +37,9 @@ def remaining(
     mode: Mode,
     also: Sequence[str] = (),
     known: Mapping[tuple[str, int], Known],
+    refused: Mapping[str, str] | None = None,
+    withdrawn: Mapping[str, Withdrawal] | None = None,
+    grow: Callable[[Machine], Sequence[Group]] = lambda _: (),
 ) -> tuple[Step, ...]:
     """One step a trial, in the plan's order.
 
@@ -46,6 +49,9 @@ def remaining(
         mode: Its direction.
         also: Scores that tell trials of equal rank apart.
         known: What is recorded of cells at epochs.
+        refused: Why trials cannot be trained, by cell.
+        withdrawn: Trials that a person stopped.
+        grow: Adds to the machine what joins the plan, by what is known; the groups.
     """
     machine = Machine(
         groups,
@@ -55,7 +61,10 @@ def remaining(
         pack_size=lambda _, trials: len(trials),
         shape=lambda _: "",
         known=known,
+        refused=refused,
+        withdrawn=dict(withdrawn or {}),
     )
+    groups = (*groups, *grow(machine))
     packs: dict[str, StartPack] = {}
     while (pack := machine.next()) is not None:
         packs |= dict.fromkeys(pack.cells, pack)

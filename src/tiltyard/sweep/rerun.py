@@ -29,8 +29,8 @@ from tiltyard.journal import CellScore, Journal, TrialRow
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.assignment import Assignment, Seat, as_tuples
 from tiltyard.sweep.engine.execute import Outcome, batch_size_of, execute
-from tiltyard.sweep.engine.launch import Prepared, prepare
 from tiltyard.sweep.engine.layout import Storage
+from tiltyard.sweep.engine.prepare import Prepared, prepare
 from tiltyard.sweep.plan import DatasetFacts
 from tiltyard.types import DatasetRef
 

@@ -21,6 +21,7 @@ from tiltyard.sweep.halving import (
     StartPack,
     TimeUp,
     TrialState,
+    Withdrawal,
 )
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import Mode, Task
@@ -69,6 +70,7 @@ class Run:
     size: int = 4
     mode: Mode = Mode.MAX
     known: Outcomes = field(default_factory=dict)
+    withdrawn: dict[str, Withdrawal] = field(default_factory=dict)
     started: list[StartPack] = field(default_factory=list)
     decisions: dict[tuple[str, int], Decision] = field(default_factory=dict)
 
@@ -80,6 +82,7 @@ class Run:
             pack_size=lambda group, trials: self.size,
             shape=lambda t: str(t.config["shape"]),
             known=self.known,
+            withdrawn=self.withdrawn,
         )
         self.collect()
 
@@ -226,6 +229,39 @@ def test_machine_of_another_launch_with_what_is_known_ends_as_the_undisturbed(
     redone = {(c, p.to_epoch) for p in resumed.started for c in p.cells}
     assert not redone & set(killed.known)
     assert not Run(groups, outcomes, size, known=dict(resumed.known)).to_the_end().started
+
+
+@given(sweep=sweeps(), data=st.data())
+def test_machine_with_trials_stopped_by_a_person_at_any_moment_ends_and_another_launch_comes_to_the_same(
+    sweep: tuple[list[Group], Outcomes, int], data: st.DataObject
+) -> None:
+    groups, outcomes, size = sweep
+    run = Run(groups, outcomes, size)
+    cells = [t.cell for g in groups for t in g.trials]
+    asked: dict[str, TrialState] = {}
+    for _ in range(data.draw(st.integers(0, 12))):
+        while len(run.machine.running) < 2 and run.start() is not None:
+            pass
+        cell = data.draw(st.sampled_from(cells))
+        before = run.machine.state_of(cell)
+        if data.draw(st.booleans()):
+            done = run.machine.withdraw(cell, "too slow")
+            run.collect()
+            assert (done is None) == (before.state in {"done", "stopped", "failed"})
+            if done is not None:
+                asked[cell] = before
+        elif run.machine.running:
+            run.end(run.machine.running[0])
+    run.to_the_end(lambda n: data.draw(st.integers(0, n - 1)))
+    for cell, before in asked.items():
+        now = run.states[cell]
+        assert (now.state, now.epoch, now.score, now.reason) == ("stopped", before.epoch, before.score, "too slow")
+        later = [d for d in run.decisions.values() if d.epoch > before.epoch and cell in d.scores]
+        assert not later, "it took part in a rung after it was stopped"
+    again = Run(groups, outcomes, size, known=dict(run.known), withdrawn=dict(run.withdrawn)).to_the_end()
+    assert again.states == run.states
+    assert again.decisions == run.decisions
+    assert not again.started
 
 
 @given(sweep=sweeps(), data=st.data())

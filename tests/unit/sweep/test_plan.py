@@ -265,9 +265,20 @@ def test_plan_on_a_dataset_with_an_empty_split_names_it(split: str) -> None:
         planned(split_rows=rows)
 
 
-def test_plan_with_replicates_which_nothing_obeys_yet_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"search\.replicates: .*does not do that yet"):
-        planned(experiment(search=Search(trials=2, epochs=1, replicates=2)))
+def test_plan_with_replicates_counts_them_and_sets_them_aside_from_the_budget() -> None:
+    again = Search(trials=8, epochs=1, finalists=2, replicates=3)
+    made = planned(experiment(search=again))
+    assert (made.replicates, made.num_trials, len(made.trials)) == (12, 28, 16)
+    held = planned(experiment(search=again, budget=Budget(trials=20)))
+    assert held.num_trials == 20
+    assert len(held.trials) == 8
+    with pytest.raises(SpecError, match="at least 4 trials and 12 replicates of finalists"):
+        planned(experiment(search=again, budget=Budget(trials=15)))
+
+
+def test_search_with_one_replicate_is_refused_for_it_has_no_spread() -> None:
+    with pytest.raises(SpecError, match="replicates is 1, which has no spread"):
+        Search(trials=2, epochs=1, replicates=1)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ray import tune
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, TrialUpdate
 from tiltyard.sweep.engine.assignment import Assignment, Seat
+from tiltyard.sweep.engine.control import Control
 from tiltyard.sweep.engine.layout import Layout
 from tiltyard.sweep.engine.lease import Lease
 from tiltyard.sweep.engine.purse import Purse
@@ -40,6 +41,8 @@ class Tick:
     packs_running: int
     work_done: float
     """Share of the packs' epochs that is done, 0 to 1: what a time left is worked out from."""
+    paused: str | None = None
+    """Who paused it, while nothing new starts."""
 
 
 Watcher = Callable[[Tick], None]
@@ -62,7 +65,8 @@ class SweepDriver:
         watch: Told how it goes, at each turn of the loop.
         on_end: Told which trials ended.
         stop_requested: Why to stop, or None.
-        grow: Draws the next generation of learning searches whose last one has ended; the new groups.
+        grow: Adds to the machine what can join the plan now; the new groups.
+        control: Takes up what people ask.
     """
 
     def __init__(
@@ -79,20 +83,24 @@ class SweepDriver:
         watch: Watcher,
         on_end: OnEnd,
         stop_requested: Callable[[], str | None],
-        grow: Callable[[], Sequence[Group]] = tuple,
+        grow: Callable[[], Sequence[Group]],
+        control: Control,
     ) -> None:
         self.experiment, self.layout, self.claim = experiment, layout, claim
         self._journal, self._lease, self._machine, self._known = journal, lease, machine, known
         self._watch, self._on_end, self._stop_requested, self._grow = watch, on_end, stop_requested, grow
+        self._control = control
         self._purse = Purse(experiment=experiment, journal=journal, claim=claim)
         self._trials = {t.cell: t for t in plan.trials}
         self._packs: dict[str, StartPack] = {}
         self._told: dict[str, str] = {}
         self._stopping: str | None = None
         self._started = time.monotonic()
-        self._all_epochs = experiment.search.max_epochs * plan.num_trials
+        self._planned = plan.num_trials
         self._journal_decisions()
         self._sync()
+        if control.look(machine, at_once=True):  # asked while nobody worked on it
+            self._take_in()
 
     @property
     def done(self) -> bool:
@@ -111,6 +119,10 @@ class SweepDriver:
 
     def next_pack(self) -> str | None:
         """Asks the machine and writes the pack's assignment before Ray Tune hears of it."""
+        if not self._packs:
+            self.tick()  # with nothing running Ray Tune only asks, and its loop does not turn
+        if self.stopping or self._control.paused is not None:
+            return None
         start = self._machine.next(self._purse.may_start)
         if start is None:
             if self._purse.closed() and not self._packs and not self._machine.done:
@@ -126,10 +138,10 @@ class SweepDriver:
         """Reads the pack's scores from the journal; what is not there did not happen."""
         start = self._packs.pop(pack_id)
         found = self._journal.cell_scores(start.cells, [start.to_epoch])
-        complete = all((c, start.to_epoch) in found for c in start.cells)
+        complete = all((c, start.to_epoch) in found or self._machine.is_withdrawn(c) for c in start.cells)
         self._known.update(found)
         if complete:
-            self._machine.report(PackDone(pack_id, {c: found[c, start.to_epoch] for c in start.cells}))
+            self._machine.report(PackDone(pack_id, {cell: score for (cell, _), score in found.items()}))
         elif self.stopping:
             self._machine.report(PackStopped(pack_id, self._stopping or ""))
         else:
@@ -137,6 +149,10 @@ class SweepDriver:
         if not complete:
             self._meter_last_attempt(pack_id)
         self._purse.ended(pack_id)
+        self._take_in()
+
+    def _take_in(self) -> None:
+        """What can join the plan joins; what was decided and how trials stand is recorded."""
         if not self.stopping:
             self._trials.update({t.cell: t for group in self._grow() for t in group.trials})
         self._journal_decisions()
@@ -159,6 +175,8 @@ class SweepDriver:
             reason = self._stop_requested() or self._over_budget(now) or self._purse.tick()
             if reason is not None:
                 self._stop(reason)
+            elif self._control.look(self._machine):
+                self._take_in()
         self._watch(self.snapshot())
 
     def _stop(self, reason: str) -> None:
@@ -186,7 +204,8 @@ class SweepDriver:
             best=best,
             elapsed_s=time.monotonic() - self._started,
             packs_running=len(self._packs),
-            work_done=done_epochs / max(1, self._all_epochs),
+            work_done=done_epochs / (max(1, self._planned, len(self._trials)) * self.experiment.search.max_epochs),
+            paused=self._control.paused,
         )
 
     def _over_budget(self, now: float) -> str | None:

@@ -7,6 +7,7 @@ the best is decided on the ranking metric, by `tiltyard.sweep.comparison`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,29 +29,53 @@ BOOTSTRAP_CELLS = 4_000_000
 """Resamples x rows of an interval at most; between 50 and 1,000 resamples."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What was seen on the test split; nothing where it was not looked at.
+
+    Args:
+        scores: Of the finalists, by cell.
+        tied: Cells that the test rows cannot tell apart from their dataset's best.
+        number: How many looks that makes for this key.
+        replicates: The ranking metric of the finalists' replicates, by cell.
+    """
+
+    scores: Mapping[str, TestScore] = field(default_factory=dict)
+    tied: frozenset[str] = frozenset()
+    number: int = 0
+    replicates: Mapping[str, float] = field(default_factory=dict)
+
+
 def look_at_test(
     *,
     journal: Journal,
     layout: Layout,
     experiment: Experiment,
     finalists: Mapping[str, Sequence[Result]],
+    replicates: Sequence[Result] = (),
     trials: Mapping[str, Trial],
     known: Mapping[tuple[str, int], CellScore],
     prepared: Mapping[str, tuple[pa.Table, Preprocessor]],
     claim: Claim,
-) -> tuple[dict[str, TestScore], frozenset[str], int]:
-    """Test scores by cell, the cells that cannot be told apart from their dataset's best, and how many looks that makes.
+) -> Look:
+    """Scores finalists, best first, and their replicates, all of them in one look.
 
     Raises:
         FencedError: If the claim was taken over; the look is then the new holder's.
     """
     scores: dict[str, TestScore] = {}
+    again: dict[str, float] = {}
     tied: set[str] = set()
     looks = 0
+    metric = experiment.objective.metric
     for dataset, results in finalists.items():
         if not results or dataset not in prepared:
             continue
-        looks = max(looks, journal.record_test_look(claim.key, dataset, [r.cell for r in results], claim=claim))
+        places = {r.place for r in results}
+        seen = [r for r in replicates if r.place in places and r.state == "done"]
+        looks = max(
+            looks, journal.record_test_look(claim.key, dataset, [r.cell for r in (*results, *seen)], claim=claim)
+        )
         table, preprocessor = prepared[dataset]
         x, y = preprocessor.transform(table), preprocessor.transform_label(table)
         task = trials[results[0].cell].task
@@ -58,8 +83,11 @@ def look_at_test(
         for result in results:
             outputs[result.cell] = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
             scores[result.cell] = test_score(experiment, task, outputs[result.cell], y)
-        tied |= ties_with_best(experiment.objective.metric, task, outputs, y)
-    return scores, frozenset(tied), looks
+        for result in seen:
+            found = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
+            again[result.cell] = _metrics(task, found, y, (metric,))[metric]
+        tied |= ties_with_best(metric, task, outputs, y)
+    return Look(scores=scores, tied=frozenset(tied), number=looks, replicates=again)
 
 
 def outputs_of(layout: Layout, trial: Trial, score: CellScore, x: Array) -> Array:

@@ -11,44 +11,37 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from tiltyard.data.store import DatasetStore
-from tiltyard.data.stream import feature_columns, fit_preprocessor, share
-from tiltyard.data.versions import DatasetVersion
-from tiltyard.errors import AlreadyClaimedError, DataError, DatasetNotFoundError, MachineError
+from tiltyard.data.stream import share
+from tiltyard.errors import AlreadyClaimedError, MachineError
 from tiltyard.experiment import Experiment
-from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialRow, TrialUpdate
-from tiltyard.models import validate_args
-from tiltyard.preprocessing import Preprocessor
+from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialUpdate
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine import ray_runtime
+from tiltyard.sweep.engine.control import Control, replay
 from tiltyard.sweep.engine.curves import Curves
 from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
-from tiltyard.sweep.engine.finals import look_at_test
+from tiltyard.sweep.engine.finals import Look, look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
-from tiltyard.sweep.engine.packing import check_trial, pack_size_for, shape_of
+from tiltyard.sweep.engine.packing import is_queued, pack_size_for, shape_of
+from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models, prepare
+from tiltyard.sweep.engine.rows import results_of, trial_record, trial_row
 from tiltyard.sweep.engine.worker import Post, import_paths
 from tiltyard.sweep.generations import Generations, generations
+from tiltyard.sweep.growth import Growth
 from tiltyard.sweep.halving import Machine
-from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, finalists, leaderboard
+from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
 from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, plan
 from tiltyard.sweep.preflight import check_placement
-from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, TrialRecord, drain_leftover
+from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, drain_leftover
 from tiltyard.types import OWN_TRAINING
 
 GROWS = "TILTYARD_CLUSTER_GROWS"
 """Set where an autoscaler adds nodes as they are asked for: what no node can hold now may be held by one to come."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A dataset version with what turns its columns into features."""
-
-    version: DatasetVersion
-    preprocessor: Preprocessor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,54 +94,6 @@ class Silent:
         """Says nothing."""
 
 
-def prepare(experiment: Experiment, store: DatasetStore) -> tuple[dict[str, Prepared], dict[str, DatasetFacts]]:
-    """Pins each dataset's version, fits its preprocessing on the training split, and takes down its facts.
-
-    Raises:
-        DatasetNotFoundError: If a dataset, version or column does not exist.
-        DataError: If a dataset has no task, label, features or rows.
-    """
-    prepared, facts = {}, {}
-    versions = [store.resolve(ref) for ref in experiment.datasets]
-    for column in experiment.include_sensitive:
-        if not any(column in v.schema for v in versions):
-            raise DatasetNotFoundError(
-                f"include_sensitive names {column!r}, which no dataset of the experiment has "
-                f"({', '.join(str(v.ref) for v in versions)}). Name a column that one of them has, or drop it."
-            )
-    for ref, version in zip(experiment.datasets, versions, strict=True):
-        named = [c for c in experiment.include_sensitive if c in version.schema]
-        features = [*feature_columns(version, None), *named] if named else None
-        preprocessor = fit_preprocessor(store, version, features=features)
-        if version.spec.task is None:
-            raise DataError(f"Dataset {version.ref} declares no task; commit it with one.")
-        prepared[ref.name] = Prepared(version=version, preprocessor=preprocessor)
-        facts[ref.name] = DatasetFacts(
-            name=ref.name,
-            version=version.version,
-            content_digest=version.content_digest,
-            features=tuple(preprocessor.features),
-            task=version.spec.task,
-            split_rows=dict(version.split_rows),
-            input_shape=(preprocessor.num_features_out,),
-            num_outputs=max(2, preprocessor.num_classes) if version.spec.task == "binary" else preprocessor.num_classes,
-        )
-    return prepared, facts
-
-
-def check_models(trials: Sequence[Trial]) -> None:
-    """Every configuration can be trained, before anything is started; models are built once a shape.
-
-    Raises:
-        SpecError: Naming the variant's model and what is wrong with it.
-    """
-    built = set()
-    for trial in trials:
-        shape = (shape_of(trial), trial.dataset)
-        check_trial(trial, None if shape in built else validate_args)
-        built.add(shape)
-
-
 def launch(
     settings: Settings, experiment: Experiment, *, code_digest: str, watch: Watch | None = None, job: str = ""
 ) -> Outcome:
@@ -172,7 +117,8 @@ def launch(
     the_plan = plan(experiment, facts, code_digest=code_digest)
     check_models(the_plan.trials)
     _check_placement(experiment)
-    learning = _learning(experiment, the_plan, facts, code_digest)
+    known: dict[tuple[str, int], CellScore] = {}
+    growth = growth_of(experiment, the_plan, facts, code_digest=code_digest, known=known)
     with Journal.open(settings.journal_uri) as journal:
         if experiment.budget.team is not None:
             journal.budgets.get(experiment.budget.team)  # says so where there is none, before anything starts
@@ -183,7 +129,7 @@ def launch(
         if claim.outcome == "held":
             raise AlreadyClaimedError(_held(claim))
         try:
-            work = _Launch(settings, experiment, the_plan, prepared, journal, claim, layout, watch, learning)
+            work = _Launch(settings, experiment, growth, known, prepared, journal, claim, layout, watch)
             if claim.outcome == "finished":
                 return work.from_record()
             with work.lease:
@@ -215,15 +161,30 @@ def _check_placement(experiment: Experiment) -> None:
         check_placement(experiment.resources, nodes)
 
 
-def _learning(
-    experiment: Experiment, the_plan: Plan, facts: Mapping[str, DatasetFacts], code_digest: str
-) -> Sequence[Generations]:
-    if not the_plan.later:
-        return ()
-    from tiltyard.sweep.engine.optuna_search import suggester_of
+def growth_of(
+    experiment: Experiment,
+    the_plan: Plan,
+    facts: Mapping[str, DatasetFacts],
+    *,
+    code_digest: str,
+    known: Mapping[tuple[str, int], CellScore],
+) -> Growth:
+    """What may join a plan later, with Optuna behind it where the search learns."""
+    learning: Sequence[Generations] = ()
+    if experiment.search.learns:
+        from tiltyard.sweep.engine.optuna_search import suggester_of
 
-    suggester = suggester_of(experiment.objective.direction)
-    return generations(experiment, the_plan, facts, code_digest=code_digest, suggester=suggester)
+        suggester = suggester_of(experiment.objective.direction)
+        learning = generations(experiment, the_plan, facts, code_digest=code_digest, suggester=suggester)
+    return Growth(
+        experiment=experiment,
+        plan=the_plan,
+        facts=facts,
+        code_digest=code_digest,
+        known=known,
+        learning=learning,
+        check=LateCheck(),
+    )
 
 
 def _held(claim: Claim) -> str:
@@ -246,40 +207,43 @@ class _Launch:
         self,
         settings: Settings,
         experiment: Experiment,
-        the_plan: Plan,
+        growth: Growth,
+        known: dict[tuple[str, int], CellScore],
         prepared: Mapping[str, Prepared],
         journal: Journal,
         claim: Claim,
         layout: Layout,
         watch: Watch,
-        learning: Sequence[Generations] = (),
     ) -> None:
-        self.settings, self.experiment, self.plan, self.prepared = settings, experiment, the_plan, prepared
+        self.settings, self.experiment, self.prepared = settings, experiment, prepared
         self.journal, self.claim, self.layout, self.watch = journal, claim, layout, watch
         self.lease = keep_alive(journal, claim)
-        self._learning = learning
+        self.growth, self.known = growth, known
         self.started = time.time()
         self.curves = Curves(layout.storage)
-        self._rungs = {group.name: group.rungs for group in the_plan.groups}
-        rungs = {rung for group in the_plan.groups for rung in group.rungs}
-        self.known = journal.cell_scores([t.cell for t in the_plan.trials], rungs)
-        self._by_cell = {t.cell: t for t in the_plan.trials}
-        if learning:  # the generations of earlier launches are suggested again, from what is known
-            self._grow(self._machine(_whole))
+        self._rungs: dict[str, tuple[int, ...]] = {}
+        self._by_cell: dict[str, Trial] = {}
+        self.withdrawn = replay(journal, claim.key, growth)
+        self._load(self.plan.groups)
+        self.growth.grow(self._machine(_whole), self._load)  # what joined in earlier launches joins again
+
+    @property
+    def plan(self) -> Plan:
+        """The trials, those that have joined too."""
+        return self.growth.plan
 
     def from_record(self) -> Outcome:
         """The answer of an earlier launch."""
         try:
             board = Leaderboard.from_json(self.layout.storage.read_json(self.layout.leaderboard))
         except MachineError:  # the journal is the record; the file is made from it, and may be lost
-            board = self._board({}, frozenset(), 0)
+            board = self._board(Look())
         self.watch.planned(self.plan, len(self.plan.trials))
         report = drain_leftover(self.settings, self.claim.key)
         if report is not None and report.parent_run_id is not None:
             self.journal.set_parent_run(self.claim, report.parent_run_id)
-        rows = self.journal.trials(self.claim.key)
         runs = Tracker(self.settings, self.claim.key).run_ids()
-        return self._outcome("reused", None, board, self._results(rows), report, runs)
+        return self._outcome("reused", None, board, self._results(), report, runs)
 
     def run(self, store: DatasetStore) -> Outcome:
         """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
@@ -312,23 +276,19 @@ class _Launch:
             pack_size=pack_size,
             shape=shape_of,
             known=self.known,
+            refused=self.growth.refused,
+            withdrawn=self.withdrawn,
         )
 
-    def _grow(self, machine: Machine) -> list[Group]:
-        """Takes in the next generation of each learning search whose last one has ended, as often as results are known."""
-        new = []
-        for search in self._learning:
-            while (group := search.next(machine.state_of)) is not None:
-                self.known.update(self.journal.cell_scores([t.cell for t in group.trials], group.rungs))
-                self._by_cell.update({t.cell: t for t in group.trials})
-                self._rungs[group.name] = group.rungs
-                machine.add(group)
-                new.append(group)
-        self.plan = self.plan.grown(new)
-        return new
+    def _load(self, groups: Sequence[Group]) -> None:
+        """Takes groups down and looks up what is known of their trials."""
+        rungs = {rung for group in groups for rung in group.rungs}
+        self._rungs.update({group.name: group.rungs for group in groups})
+        self._by_cell.update({t.cell: t for group in groups for t in group.trials})
+        self.known.update(self.journal.cell_scores([t.cell for group in groups for t in group.trials], rungs))
 
     def _grow_and_record(self, machine: Machine) -> list[Group]:
-        new = self._grow(machine)
+        new = self.growth.grow(machine, self._load)
         if new:
             self._record_trials([t for group in new for t in group.trials])
         return new
@@ -338,25 +298,7 @@ class _Launch:
         self.layout.storage.write_json(self.layout.plan, {"schema_version": 1, "spec": self.experiment.to_json()})
 
     def _record_trials(self, trials: Sequence[Trial]) -> None:
-        self.journal.add_trials(
-            self.claim,
-            [
-                TrialRow(
-                    cell=t.cell,
-                    key=self.claim.key,
-                    group=t.group,
-                    index=t.index,
-                    variant=t.variant,
-                    model=t.model,
-                    dataset=t.dataset,
-                    dataset_version=t.dataset_version,
-                    config=t.config,
-                    seed=t.seed,
-                    data_seed=t.data_seed,
-                )
-                for t in trials
-            ],
-        )
+        self.journal.add_trials(self.claim, [trial_row(self.claim.key, t) for t in trials])
 
     def _sweep(self, tracker: Tracker, request: Callable[[], str | None]) -> SweepDriver:
         resources = self.experiment.resources
@@ -368,6 +310,7 @@ class _Launch:
         slots = min(slots, resources.max_concurrent or slots)
         size = pack_size_for(resources, slots=self._slots_of_first(slots), groups=self.plan.side_by_side, device=device)
         machine = self._machine(size)
+        self.control = Control(journal=self.journal, claim=self.claim, experiment=self.experiment, growth=self.growth)
         driver = SweepDriver(
             plan=self.plan,
             experiment=self.experiment,
@@ -381,10 +324,11 @@ class _Launch:
             on_end=lambda cells: self._track(tracker, [self._by_cell[c] for c in cells], machine),
             stop_requested=request,
             grow=lambda: self._grow_and_record(machine),
+            control=self.control,
         )
         self.machine = machine
         if not driver.done:
-            post = self._post(device)
+            post = self._post(device, slots)
             try:
                 run_packs(driver, post, max_concurrent=slots)
             finally:
@@ -407,14 +351,19 @@ class _Launch:
         )
         return int(first.evidence["slots"])
 
-    def _post(self, device: str) -> Post:
+    def _post(self, device: str, slots: int) -> Post:
         store = DatasetStore(self.settings.data_uri)
+        queued = ", ".join(v.name for v in self.experiment.variants if is_queued(v.model))
+        whole = {"train": f"by {queued}, which cannot be streamed"} if queued else {}
         splits = {
             name: share(
                 p.version,
                 store,
                 preprocessor=p.preprocessor,
                 memory_share=self.experiment.resources.memory_share / len(self.prepared),
+                whole=whole | {"validation": "by scoring"},
+                consumers=slots,
+                consumer_cpus=self.experiment.resources.cpus,
             )
             for name, p in self.prepared.items()
         }
@@ -433,53 +382,36 @@ class _Launch:
 
     def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:
         """Hands trials that ended to the writer: whole, with their curves."""
-        now_ms = int(time.time() * 1000)
         for trial in trials:
-            state = machine.state_of(trial.cell)
             scores = [s for e in self._rungs[trial.group] if (s := self.known.get((trial.cell, e))) is not None]
-            seconds = sum(s.seconds for s in scores)
-            tracker.trial(
-                TrialRecord(
-                    cell=trial.cell,
-                    name=trial.name,
-                    variant=trial.variant,
-                    dataset=trial.dataset,
-                    dataset_version=trial.dataset_version,
-                    dataset_digest=trial.dataset_digest,
-                    params={**trial.config, "model": trial.model, "seed": trial.seed, "data_seed": trial.data_seed},
-                    history=self.curves.of(trial.cell, scores),
-                    state=state.state,
-                    reason=state.reason,
-                    duration_s=seconds,
-                    cpu_s=seconds * self.experiment.resources.cpus,
-                    start_ms=now_ms - int(seconds * 1000),
-                    end_ms=now_ms,
-                )
-            )
+            cpus = self.experiment.resources.cpus
+            tracker.trial(trial_record(trial, machine.state_of(trial.cell), scores, self.curves, cpus=cpus))
 
     def _stopped(self, driver: SweepDriver, tracker: Tracker) -> Outcome:
         reason = driver.stop_reason
-        board = self._board({}, frozenset(), 0)
+        board = self._board(Look())
         tracker.close_launch(status="KILLED", metrics={}, tags={"tiltyard.reason": reason or ""})
         report = tracker.close()
         self.journal.release(self.claim, state="stopped", summary={"reason": reason})
-        results = self._results(self.journal.trials(self.claim.key))
+        results = self._results()
         return self._outcome("stopped", reason, board, results, report, {}, by_person=True)
 
     def _finish(self, driver: SweepDriver, tracker: Tracker, store: DatasetStore) -> Outcome:
-        results = self._results(self.journal.trials(self.claim.key))
-        tests, tied, looks = look_at_test(
+        results = self._results()
+        with_model = [r for r in results if self._leaves_a_model(r.cell)]
+        look = look_at_test(
             journal=self.journal,
             layout=self.layout,
             experiment=self.experiment,
             finalists={
                 dataset: finalists(
-                    [r for r in results if r.dataset == dataset and self._leaves_a_model(r.cell)],
+                    [r for r in with_model if r.dataset == dataset],
                     self.experiment.objective.direction,
                     self.experiment.search.finalists,
                 )
                 for dataset in self.prepared
             },
+            replicates=[r for r in with_model if r.replicate],
             trials={t.cell: t for t in self.plan.trials},
             known=self.known,
             prepared={
@@ -489,7 +421,7 @@ class _Launch:
             },
             claim=self.claim,
         )
-        board = self._board(tests, tied, looks)
+        board = self._board(look)
         self.lease.renew()  # a launch that lost its claim must not write over its successor's answer
         self.layout.storage.write_json(self.layout.leaderboard, board.to_json())
         best = {d: row for d in board.tables if (row := board.best(d)) is not None}
@@ -519,39 +451,21 @@ class _Launch:
     def _leaves_a_model(self, cell: str) -> bool:
         return not self._by_cell[cell].model.startswith(OWN_TRAINING)
 
-    def _board(self, tests: Mapping[str, Any], tied: frozenset[str], looks: int) -> Leaderboard:
+    def _board(self, look: Look) -> Leaderboard:
         return leaderboard(
             experiment=self.experiment.name,
             key=self.claim.key,
             metric=self.experiment.objective.metric,
             mode=self.experiment.objective.direction,
-            results=self._results(self.journal.trials(self.claim.key)),
-            tests=tests,
-            tied=tied,
-            test_looks=looks,
+            results=self._results(),
+            tests=look.scores,
+            tied=look.tied,
+            test_looks=look.number,
+            replicate_tests=look.replicates,
         )
 
-    def _results(self, rows: Sequence[TrialRow]) -> list[Result]:
-        return [
-            Result(
-                cell=r.cell,
-                name=f"{r.group}/{r.index:03d}",
-                variant=r.variant,
-                dataset=r.dataset,
-                index=r.index,
-                state=r.state if r.state in ENDED else "interrupted",
-                epoch=r.epoch,
-                score=r.score if r.state != "failed" else None,
-                reason=r.reason,
-                config=dict(r.config),
-                beside=self._beside(r),
-            )
-            for r in rows
-        ]
-
-    def _beside(self, row: TrialRow) -> tuple[float, ...]:
-        scores = self.known.get((row.cell, row.epoch))
-        return beside(scores.metrics if scores is not None else {}, self.experiment.objective.also)
+    def _results(self) -> list[Result]:
+        return results_of(self.journal.trials(self.claim.key), self.known, self.experiment.objective.also)
 
     def _outcome(
         self,

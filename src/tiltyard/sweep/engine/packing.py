@@ -28,7 +28,7 @@ def is_queued(model: str) -> bool:
 def shape_of(trial: Trial) -> str:
     """What must be equal inside a pack, as a string."""
     if is_queued(trial.model):
-        return trial.model
+        return json.dumps([trial.model, trial.data_seed])
     from tiltyard.training import split_config
 
     shared, _ = split_config(trial.config)

@@ -67,7 +67,7 @@ class PackSearcher(_Led, Searcher):
             return str(Searcher.FINISHED)
         pack_id = self._conductor.next_pack()
         if pack_id is None:
-            return str(Searcher.FINISHED) if self._conductor.done else None
+            return str(Searcher.FINISHED) if self._conductor.done or self._conductor.stopping else None
         self._packs[trial_id] = pack_id
         return {"pack": pack_id}
 
