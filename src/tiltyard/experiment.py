@@ -298,6 +298,7 @@ class Budget(_Spec):
         trials: Trials over all variants and datasets.
         cpu_hours: CPU-hours over all launches of the same experiment.
         gpu_hours: GPU-hours over all launches of the same experiment.
+        trial_s: Seconds of one trial of your own training (``train:...``); one that takes longer is ended and has failed.
         team: Whose budget is charged too; set it with ``tiltyard budget set``.
     """
 
@@ -305,6 +306,7 @@ class Budget(_Spec):
     trials: int | None = Field(default=None, ge=1)
     cpu_hours: Positive | None = None
     gpu_hours: Positive | None = None
+    trial_s: Positive | None = None
     team: Name | None = None
 
 

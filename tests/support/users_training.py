@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,6 +58,14 @@ def misbehave(config: Mapping[str, Any], data: Any, report: Report) -> None:
         if os.fork() == 0:
             signal.pause()
         os._exit(5)
+    elif how == "never":
+        signal.pause()  # says nothing, and does not return
+    elif how == "deaf":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        while True:
+            report(1, **scores)
+            time.sleep(0.05)
     elif how == "print":
         print("accuracy is", scores["accuracy"])  # not a report
 

@@ -404,8 +404,10 @@ def cell_of(
     data_seed: int,
 ) -> str:
     """The digest of all that a trial's result depends on: 64 hexadecimal characters."""
+    limit = experiment.budget.trial_s if model.startswith(OWN_TRAINING) else None
     return digest_of(
-        {
+        ({} if limit is None else {"trial_s": limit})
+        | {
             "schema": CELL_SCHEMA,
             "model": model,
             "config": {k: v for k, v in config.items() if k != "seed"},

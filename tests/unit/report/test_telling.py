@@ -94,6 +94,7 @@ def test_teller_of_a_new_plan_prints_the_table_and_then_progress() -> None:
     tick = SimpleNamespace(
         states={"running": 2, "done": 1},
         best={"wine": (0.9, "mlp@wine/001")},
+        paused=None,
         elapsed_s=3.0,
         packs_running=1,
         work_done=0.5,

@@ -46,7 +46,7 @@ def feed(split: str) -> Any:
     return local_feed(x, y, content_digest="d" * 64, split=split, batch_size=16, data_seed=0)
 
 
-def run(folder: Path, function: str, configs: list[dict[str, Any]], *, epochs: int = 2) -> Outcome:
+def run(folder: Path, function: str, configs: list[dict[str, Any]], *, epochs: int = 2, **how: Any) -> Outcome:
     assignment = Assignment(
         pack_id="own@rings/r0/0",
         group="own@rings",
@@ -63,7 +63,8 @@ def run(folder: Path, function: str, configs: list[dict[str, Any]], *, epochs: i
         data_seed=0,
         seats=tuple(Seat(cell=f"c{i}", seed=i, config=c) for i, c in enumerate(configs)),
     )
-    return execute(assignment, train=feed("train"), validation=feed("validation"), storage=Storage(""), folder=folder)
+    feeds = {"train": feed("train"), "validation": feed("validation")}
+    return execute(assignment, **feeds, storage=Storage(""), folder=folder, **how)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,25 @@ def test_trial_of_own_training_ends_in_a_named_state_with_the_reason(misbehaved:
 
 def test_own_training_leaves_no_process_behind(misbehaved: dict[str, Any]) -> None:
     assert misbehaved["left"] == []
+
+
+def test_own_training_that_never_returns_is_ended_after_its_time_and_the_next_trial_runs(tmp_path: Path) -> None:
+    outcome = run(tmp_path, "misbehave", [{"how": "never"}, {"how": "deaf"}, {"how": "well"}], trial_s=1.0)
+    why = "it took longer than budget.trial_s allows (1 s)"
+    assert outcome.failed == {"c0": why, "c1": why}
+    assert set(outcome.scores) == {"c2"}
+    assert not [p for p in psutil.Process().children(recursive=True) if "own_child" in " ".join(p.cmdline())]
+
+
+def test_own_training_that_a_person_stops_is_ended_at_once_and_the_next_trial_runs(tmp_path: Path) -> None:
+    looks = iter([frozenset[str]()] * 8)
+    outcome = run(
+        tmp_path,
+        "misbehave",
+        [{"how": "deaf"}, {"how": "well"}, {"how": "well"}],
+        withdrawn=lambda: next(looks, frozenset({"c0", "c1"})),
+    )
+    assert (outcome.withdrawn, outcome.failed, set(outcome.scores)) == ({"c0", "c1"}, {}, {"c2"})
 
 
 def test_own_training_that_works_is_recorded_with_its_curve(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -68,16 +68,22 @@ class _Child:
     ) -> None:
         self.end()
 
-    def train(self, asked: dict[str, Any], on_report: Callable[[Any, dict[str, Any]], str | None]) -> str | None:
+    def train(
+        self,
+        asked: dict[str, Any],
+        on_report: Callable[[Any, dict[str, Any]], str | None],
+        why_end: Callable[[], str | None],
+    ) -> str | None:
         """Trains one trial; why it failed, if it did.
 
-        ``on_report`` is told each report, and says what is wrong with it, if anything: the trial is then ended.
+        ``on_report`` is told each report, and says what is wrong with it, if anything; ``why_end`` is asked all the time,
+        and says why to go no further, if so. The trial is then ended, whatever it is doing.
         """
         process = self._start()
         assert process.stdin is not None
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
-        for line in self._lines(process):
+        for line in self._lines(process, why_end):
             told = json.loads(line)
             if "end" in told:
                 return None if told["end"] is None else str(told["end"])
@@ -85,6 +91,9 @@ class _Child:
             if wrong is not None:
                 self.end()
                 return wrong
+        if (why := why_end()) is not None:
+            self.end()
+            return why
         return self._why_dead()
 
     def end(self) -> None:
@@ -100,10 +109,13 @@ class _Child:
             self._process.stdin.close()
         self._process = None
 
-    def _lines(self, process: subprocess.Popen[str]) -> Iterator[bytes]:
-        """What the process tells, line by line, until it has ended: something that it forked may keep the pipe open."""
+    def _lines(self, process: subprocess.Popen[str], why_end: Callable[[], str | None]) -> Iterator[bytes]:
+        """What the process tells, line by line, until it has ended or there is a reason to end it.
+
+        Something that it forked may keep the pipe open.
+        """
         rest = b""
-        while True:
+        while why_end() is None:
             ended = process.poll() is not None
             if not select.select([self._reports], [], [], 0 if ended else _POLL_S)[0]:
                 if ended:
@@ -139,9 +151,19 @@ class _Child:
 
 
 def run_own(
-    assignment: Assignment, train: Feed, validation: Feed, outcome: Outcome, on_epoch: Callable[[int], None]
+    assignment: Assignment,
+    train: Feed,
+    validation: Feed,
+    outcome: Outcome,
+    on_epoch: Callable[[int], None],
+    *,
+    withdrawn: Callable[[], Collection[str]] = tuple,
+    trial_s: float | None = None,
 ) -> Outcome:
-    """Trains each seat from epoch 0; scores, failures and curves go into ``outcome``."""
+    """Trains each seat from epoch 0; scores, failures and curves go into ``outcome``.
+
+    One that a person stops, or that takes longer than ``trial_s``, is ended with all that it started.
+    """
     with tempfile.TemporaryDirectory(prefix="tiltyard-") as name:
         for split, feed in (("train", train), ("validation", validation)):
             for what, tensor in zip(("x", "y"), feed.all(), strict=True):
@@ -149,14 +171,27 @@ def run_own(
         with _Child(Path(name)) as child:
             for done, seat in enumerate(assignment.seats, start=1):
                 began = time.perf_counter()
-                _run_seat(child, assignment, seat, outcome)
+                _run_seat(child, assignment, seat, outcome, withdrawn, trial_s)
                 outcome.seconds[seat.cell] = time.perf_counter() - began
                 on_epoch(assignment.to_epoch * done // len(assignment.seats))
     return outcome
 
 
-def _run_seat(child: _Child, assignment: Assignment, seat: Seat, outcome: Outcome) -> None:
+def _run_seat(
+    child: _Child,
+    assignment: Assignment,
+    seat: Seat,
+    outcome: Outcome,
+    withdrawn: Callable[[], Collection[str]],
+    trial_s: float | None,
+) -> None:
     last: dict[str, float] = {}
+    until = math.inf if trial_s is None else time.monotonic() + trial_s
+
+    def why_end() -> str | None:
+        if seat.cell in withdrawn():
+            return "stopped by a person"
+        return f"it took longer than budget.trial_s allows ({trial_s:g} s)" if time.monotonic() > until else None
 
     def on_report(epoch: Any, metrics: dict[str, Any]) -> str | None:
         wrong = _wrong(epoch, metrics, assignment.metrics)
@@ -175,7 +210,13 @@ def _run_seat(child: _Child, assignment: Assignment, seat: Seat, outcome: Outcom
         "task": str(assignment.task),
         "num_outputs": assignment.num_outputs,
     }
-    reason = child.train(asked, on_report)
+    if seat.cell in withdrawn():
+        outcome.withdrawn.add(seat.cell)
+        return
+    reason = child.train(asked, on_report, why_end)
+    if seat.cell in withdrawn():
+        outcome.withdrawn.add(seat.cell)
+        return
     if reason is None and not last:
         reason = f"train() returned without a report; report(epoch, {assignment.metrics[0]}=...) is wanted"
     if reason is None:
