@@ -60,3 +60,18 @@ class TooNarrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)  # type: ignore[no-any-return]
+
+
+class Hungry(Net):
+    """Finds no memory in its first step of training, once: ``fed`` is left as a mark."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int, fed: str) -> None:
+        super().__init__(input_shape, num_outputs)
+        self.fed = Path(fed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = self.training and torch.is_grad_enabled() and x.device.type != "meta"
+        if trains and x.shape[0] > 2 and not self.fed.exists():  # looking at a model takes two rows
+            self.fed.touch()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(x)

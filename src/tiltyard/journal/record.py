@@ -334,11 +334,12 @@ class Journal(Ledger):
         except FencedError:
             return
 
-    def attempts(self, key: str) -> list[AttemptRow]:
-        """Every attempt of a key, in order of start."""
-        select = "SELECT * FROM attempts WHERE key = :key ORDER BY started, pack_id, number"
+    def attempts(self, key: str, pack_id: str | None = None) -> list[AttemptRow]:
+        """Every attempt of a key, or at one of its packs, in order of start."""
+        of_pack = "" if pack_id is None else "AND pack_id = :pack "
+        select = f"SELECT * FROM attempts WHERE key = :key {of_pack}ORDER BY started, pack_id, number"
         with self._store.reading() as c:
-            rows = c.execute(text(select), {"key": key}).mappings()
+            rows = c.execute(text(select), {"key": key, "pack": pack_id} if of_pack else {"key": key}).mappings()
             return [
                 AttemptRow(
                     **{

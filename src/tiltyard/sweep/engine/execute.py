@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +53,10 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     curve: dict[str, list[Any]] = field(default_factory=dict)
     data_wait_s: float = 0.0
-    layout: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """By cell, where members ran one after another; members that step together share the pack's."""
+    withdrawn: set[str] = field(default_factory=set)
+    """Members that were not trained to the end because a person stopped them."""
 
     def add_point(self, cell: str, epoch: int, train_loss: float, metrics: Mapping[str, float]) -> None:
         """Appends one row of the curves; ``epoch`` counts finished epochs, so the first is 1."""
@@ -64,6 +65,8 @@ class Outcome:
 
 
 OnEpoch = Callable[[int], None]
+Withdrawn = Callable[[], Collection[str]]
+"""Which cells a person has stopped; asked often, so it is to look seldom."""
 
 
 def batch_size_of(assignment: Assignment) -> int:
@@ -80,6 +83,9 @@ def execute(
     folder: Path,
     device: str = "cpu",
     on_epoch: OnEpoch = lambda _: None,
+    withdrawn: Withdrawn = tuple,
+    trial_s: float | None = None,
+    chunk: int | None = None,
 ) -> Outcome:
     """Trains the assignment's members and leaves checkpoint and curves in ``folder``.
 
@@ -91,6 +97,9 @@ def execute(
         folder: Empty local folder for the checkpoint and `CURVES`.
         device: A torch device.
         on_epoch: Told the number of finished epochs after each.
+        withdrawn: Cells that a person has stopped: a pack of nothing else ends, a queue leaves them out.
+        trial_s: The most seconds that a trial of a user's own training may take.
+        chunk: Most members of a pack that step together in memory; None chooses.
 
     Raises:
         TrainingError: If the assignment cannot be trained at all; a member that diverges is an entry in ``failed``.
@@ -103,29 +112,29 @@ def execute(
     if assignment.model.startswith(OWN_TRAINING):
         from tiltyard.sweep.engine.own import run_own
 
-        outcome = run_own(assignment, train, validation, Outcome(), on_epoch)
+        outcome = run_own(assignment, train, validation, Outcome(), on_epoch, withdrawn=withdrawn, trial_s=trial_s)
+    elif assignment.model == "lightgbm":
+        outcome = _queue(assignment, train, validation, storage, folder, on_epoch, withdrawn)
     else:
-        run = _queue if assignment.model == "lightgbm" else _pack
-        outcome = run(assignment, train, validation, storage, folder, device, on_epoch)
+        pack = _open_pack(assignment, storage, device, chunk)
+        outcome = _pack(assignment, pack, train, validation, folder, on_epoch, withdrawn)
     pq.write_table(pa.table(outcome.curve or {"cell": [], "epoch": []}), folder / CURVES)
     return outcome
 
 
 def _pack(
     assignment: Assignment,
+    pack: Pack,
     train: Feed,
     validation: Feed,
-    storage: Storage,
     folder: Path,
-    device: str,
     on_epoch: OnEpoch,
+    withdrawn: Withdrawn,
 ) -> Outcome:
     """Members that step together."""
     outcome = Outcome()
-    pack = _open_pack(assignment, storage, device)
     x, y = validation.all()
-    x, y = x.to(device), y.to(device)
-    outcome.layout = {"members": len(assignment.seats), "chunk": getattr(pack, "chunk", None), "device": device}
+    x, y = x.to(pack.device), y.to(pack.device)
     for epoch in range(assignment.from_epoch, assignment.to_epoch):
         batches = _Timed(train.epoch(epoch))
         losses = pack.train_epoch(batches, steps_per_epoch=train.steps_per_epoch)
@@ -136,6 +145,9 @@ def _pack(
                 member.name, epoch + 1, float(losses[i]), {name: float(values[i]) for name, values in scores.items()}
             )
         on_epoch(epoch + 1)
+        if set(assignment.cells) <= set(withdrawn()):
+            outcome.withdrawn |= set(assignment.cells)
+            return outcome
     failed = pack.failures()
     for i, member in enumerate(pack.members):
         metrics = {name: float(values[i]) for name, values in scores.items()}
@@ -144,18 +156,18 @@ def _pack(
     return outcome
 
 
-def _open_pack(assignment: Assignment, storage: Storage, device: str) -> Pack:
+def _open_pack(assignment: Assignment, storage: Storage, device: str, chunk: int | None) -> Pack:
     from tiltyard.training import Pack
 
     if assignment.from_epoch == 0:
         spec, members = pack_parts(assignment)
-        return Pack.create(spec, members, device=device)
+        return Pack.create(spec, members, device=device, chunk=chunk)
     sources: dict[str, list[str]] = {}
     for seat in assignment.seats:
         sources.setdefault(_source(seat, assignment), []).append(seat.cell)
     with ExitStack() as stack:
         parts = [
-            Pack.load(stack.enter_context(storage.reading(uri)), names=cells, device=device)
+            Pack.load(stack.enter_context(storage.reading(uri)), names=cells, device=device, chunk=chunk)
             for uri, cells in sources.items()
         ]
         pack = Pack.merge(parts) if len(parts) > 1 else parts[0]
@@ -199,17 +211,19 @@ def _queue(
     validation: Feed,
     storage: Storage,
     folder: Path,
-    device: str,
     on_epoch: OnEpoch,
+    withdrawn: Withdrawn,
 ) -> Outcome:
     """Members that cannot share a step: one after another, each with its own files."""
     from tiltyard.models.lightgbm import LightGBMTrial
 
-    del device
-    outcome = Outcome(layout={"queue": len(assignment.seats)})
+    outcome = Outcome()
     x, y = (t.numpy() for t in train.all())
     x_val, y_val = (t.numpy() for t in validation.all())
     for done, seat in enumerate(assignment.seats, start=1):
+        if seat.cell in withdrawn():
+            outcome.withdrawn.add(seat.cell)
+            continue
         start = time.perf_counter()
         try:
             if assignment.from_epoch == 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,10 +20,13 @@ from ray import tune
 from tiltyard.data.stream import open_feed
 from tiltyard.errors import ModelError, SpecError, TrainingError
 from tiltyard.journal import CellScore, Claim, Journal
+from tiltyard.sweep.engine import memory
 from tiltyard.sweep.engine.assignment import Assignment
 from tiltyard.sweep.engine.execute import Outcome, batch_size_of, execute
 from tiltyard.sweep.engine.layout import Layout, Storage
 
+LOOK_EVERY_S = 2.0
+"""The journal is asked at most this often whether a person has stopped trials."""
 REPORT_EVERY_S = 1.0
 """Epochs are reported to Ray Tune at most this often: a report costs its driver milliseconds, and packs are many."""
 
@@ -41,7 +45,9 @@ class Post:
         cpus: CPUs that a pack holds while its actor lives.
         gpus: GPUs likewise.
         since: When the sweep's packs began, in seconds of the epoch: an actor is metered from then at the earliest.
+        trial_s: The most seconds that a trial of a user's own training may take.
         import_paths: Where the driver finds the user's modules; Ray hands on its working directory alone.
+        sizes: What `tiltyard.training.calibrate` found for this kind of device; None takes what is shipped.
     """
 
     claim: Claim
@@ -53,7 +59,9 @@ class Post:
     cpus: float = 1.0
     gpus: float = 0.0
     since: float = 0.0
+    trial_s: float | None = None
     import_paths: tuple[str, ...] = ()
+    sizes: Mapping[str, Any] | None = None
 
 
 def import_paths() -> tuple[str, ...]:
@@ -78,22 +86,28 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
     journal = _journal(post.journal_uri)
     layout = Layout(Storage(post.storage_uri), post.claim.key)
     assignment = Assignment.from_dict(layout.storage.read_json(layout.assignment(config["pack"])))
+    halved = memory.halvings(journal.attempts(post.claim.key, assignment.pack_id))
+    try:
+        chunk = memory.chunk_of(assignment, post.device, post.sizes, halved)
+    except Exception:  # of a user's model: the attempt will meet it again and record it
+        chunk = None
     attempt = journal.start_attempt(
         post.claim,
         assignment.pack_id,
         rung=assignment.rung,
         cells=assignment.cells,
         device_kind=post.device,
-        layout={"members": len(assignment.seats), "pid": os.getpid()},
+        layout={"members": len(assignment.seats), "chunk": chunk, "halved": halved, "pid": os.getpid()},
     )
     if attempt.number > 1:
         _METER.charge_lost(journal, post, assignment.pack_id, attempt.number - 1)
     report = _Reporter()
     uri = layout.attempt(assignment.pack_id, attempt.number)
     try:
-        outcome = _train(assignment, post, layout.storage, uri, report)
+        stopped = _Stopped(journal, post.claim.key)
+        outcome = _train(assignment, post, layout.storage, uri, report, stopped, chunk)
     except Exception as error:
-        journal.fail_attempt(attempt, f"{type(error).__name__}: {error}", metered_s=time.monotonic() - started)
+        journal.fail_attempt(attempt, memory.reason(error), metered_s=time.monotonic() - started)
         _METER.charge(journal, post)
         if isinstance(error, (SpecError, ModelError, TrainingError)):
             return  # it would fail again as it did: the driver reads the reason from the journal and goes on
@@ -108,7 +122,15 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
     tune.report({"epoch": assignment.to_epoch, "wait_s": outcome.data_wait_s})
 
 
-def _train(assignment: Assignment, post: Post, storage: Storage, uri: str, report: _Reporter) -> Outcome:
+def _train(
+    assignment: Assignment,
+    post: Post,
+    storage: Storage,
+    uri: str,
+    report: _Reporter,
+    stopped: _Stopped,
+    chunk: int | None,
+) -> Outcome:
     handle = post.splits[assignment.dataset]
     common: dict[str, Any] = {
         "batch_size": batch_size_of(assignment),
@@ -124,6 +146,9 @@ def _train(assignment: Assignment, post: Post, storage: Storage, uri: str, repor
             folder=folder,
             device=post.device,
             on_epoch=report,
+            withdrawn=stopped,
+            trial_s=post.trial_s,
+            chunk=chunk,
         )
 
 
@@ -140,6 +165,7 @@ def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: in
             failed=outcome.failed.get(cell),
         )
         for cell in assignment.cells
+        if cell not in outcome.withdrawn
     ]
 
 
@@ -174,6 +200,21 @@ _METER = _Meter()
 
 def _meter(journal: Journal, post: Post, what: str, held_s: float) -> None:
     journal.meter(key=post.claim.key, what=what, wall_s=held_s, cpu_s=held_s * post.cpus, gpu_s=held_s * post.gpus)
+
+
+class _Stopped:
+    """Which cells a person has stopped, looked up at most every `LOOK_EVERY_S`."""
+
+    def __init__(self, journal: Journal, key: str) -> None:
+        self._journal, self._key = journal, key
+        self._cells: frozenset[str] = frozenset()
+        self._last = time.monotonic()
+
+    def __call__(self) -> frozenset[str]:
+        now = time.monotonic()
+        if now - self._last >= LOOK_EVERY_S:
+            self._last, self._cells = now, self._journal.requests.stopped(self._key)
+        return self._cells
 
 
 class _Reporter:
