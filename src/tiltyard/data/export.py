@@ -79,7 +79,8 @@ def export(
 
 
 def _refuse_columns(version: DatasetVersion, form: str) -> None:
-    unfit = [n for n, kind in version.schema.items() if "[" in kind.removeprefix("timestamp") or kind == "binary"]
+    tensors = [n for n, kind in version.schema.items() if "[" in kind and not kind.startswith("timestamp")]
+    unfit = [*tensors, *(n for n, kind in version.schema.items() if kind == "binary")]
     if form == "csv" and unfit:
         raise DataError(
             f"CSV cannot hold column {unfit[0]!r} of {version.ref}, which is {version.schema[unfit[0]]}. "

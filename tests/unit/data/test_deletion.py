@@ -190,8 +190,8 @@ def test_append_that_lands_during_a_deletion_is_kept_and_cleared(
     assert ids(store, "people") == [*without(90), *range(200, 210)]
     assert set(done.rows) == {2, 3, 4, 5, calls[-1]}
     assert files_with_the_person(Path(store.root.path)) == []
+    monkeypatch.undo()
     with pytest.raises(CommitConflictError):
-        monkeypatch.undo()
         store.commit("people", people(0, 5), expect_parent=5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiltyard.data import rows, splits
+from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetSpec, SplitSpec
 from tiltyard.errors import DataError, SpecError
 from tiltyard.types import Task
@@ -126,3 +128,46 @@ def test_folds_of_units_with_units_added_stay_and_are_even() -> None:
 def test_fractions_that_are_no_shares_are_refused(shares: tuple[float, float, float]) -> None:
     with pytest.raises(SpecError, match="add up to 1"):
         SplitSpec(train=shares[0], validation=shares[1], test=shares[2])
+
+
+@given(
+    old=st.integers(20, 120),
+    added=st.integers(0, 60),
+    of=st.integers(2, 5),
+    seed=st.integers(0, 3),
+    names=st.sampled_from([{}, {"key": "id"}, {"group": "customer"}]),
+)
+@settings(max_examples=20, deadline=None)
+def test_folds_part_the_training_split_whole_and_stay_when_rows_are_added(
+    old: int, added: int, of: int, seed: int, names: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = DatasetStore(str(tmp_path_factory.mktemp("folds")))
+    first = store.commit("toy", customers(np.arange(old)), spec=DatasetSpec(**names)).version  # type: ignore[arg-type]
+    train = store.read(first, split="train")
+    fold_of: dict[int, int] = {}
+    for fold in range(of):
+        rest, held_out = store.read_fold(first, fold, of=of, seed=seed)
+        numbers = held_out["id"].to_pylist()
+        assert sorted([*rest["id"].to_pylist(), *numbers]) == sorted(train["id"].to_pylist())
+        assert not set(numbers) & set(fold_of)
+        if "group" in names:
+            assert not set(rest["customer"].to_pylist()) & set(held_out["customer"].to_pylist())
+        fold_of |= dict.fromkeys(numbers, fold)
+        in_order = [n for n in train["id"].to_pylist() if n in set(numbers)]
+        assert numbers == in_order
+    assert set(fold_of) == set(train["id"].to_pylist())
+    second = store.commit("toy", customers(np.arange(old + added))).version
+    for fold in range(of):
+        found = store.read_fold(second, fold, of=of, seed=seed, columns=["id"])[1]
+        assert {n for n in found["id"].to_pylist() if n < old} == {n for n, f in fold_of.items() if f == fold}
+        assert found.column_names == ["id"]
+
+
+def test_folds_that_are_none_are_refused_and_a_seed_gives_others(tmp_path: Path) -> None:
+    store = DatasetStore(str(tmp_path))
+    store.commit("toy", customers(np.arange(400)), spec=DatasetSpec(key="id"))
+    for fold, of in ((5, 5), (-1, 5), (0, 1)):
+        with pytest.raises(SpecError, match="fold"):
+            store.read_fold("toy", fold, of=of)
+    one, other = (set(store.read_fold("toy", 0, of=4, seed=s)[1]["id"].to_pylist()) for s in (0, 1))
+    assert 0 < len(one & other) < min(len(one), len(other))
