@@ -85,6 +85,10 @@ class Settings:
         """Folder where ``tiltyard up`` keeps the pids, ports and token of what it started."""
         return self.home / "up"
 
+    def sizes(self, kind: str) -> Path:
+        """File of what ``tiltyard calibrate`` found for a kind of device."""
+        return self.home / "sizes" / f"{kind}.json"
+
     def ensure_home(self) -> Path:
         """Creates the home folder (mode 0700) and returns it."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)

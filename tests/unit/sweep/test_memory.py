@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
-from tiltyard.errors import TrainingError
+from tiltyard.errors import MachineError, TrainingError
 from tiltyard.journal import AttemptRow
+from tiltyard.settings import Settings
 from tiltyard.sweep.engine import memory
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.training.sizing import Sizes
@@ -70,3 +72,16 @@ def test_chunk_of_a_calibrated_kind_of_device_is_what_was_measured() -> None:
 def test_chunk_of_trials_that_do_not_step_together_is_none() -> None:
     assert memory.chunk_of(assignment("lightgbm", 8), "cpu", None, 0) is None
     assert memory.chunk_of(assignment("train:package:function", 8), "cpu", None, 0) is None
+
+
+def test_sizes_that_were_measured_are_found_again_and_change_what_steps_together(tmp_path: Path) -> None:
+    settings = Settings.from_env({"TILTYARD_HOME": str(tmp_path)})
+    assert memory.sizes_of(settings, "cpu") is None
+    memory.measure_sizes(settings, "cpu", seconds=0.01)
+    sizes = memory.sizes_of(settings, "cpu")
+    assert sizes is not None
+    assert sizes["measured_on"].endswith(": mlp")
+    assert 1 <= memory.usual_chunk(sizes, "cpu") <= 1024
+    settings.sizes("cpu").write_text("{}")
+    with pytest.raises(MachineError, match="Calibrate this kind of device again"):
+        memory.sizes_of(settings, "cpu")

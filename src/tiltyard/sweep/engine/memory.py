@@ -1,14 +1,20 @@
-"""How many members of a pack step together, and what happens when memory runs out: half as many at the next attempt."""
+"""How many members of a pack step together, from what is shipped or was measured here; half as many after memory ran out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from tiltyard.journal import AttemptRow
+from tiltyard.settings import Settings
 from tiltyard.sweep.engine.assignment import Assignment
 from tiltyard.sweep.engine.execute import pack_parts
 from tiltyard.sweep.engine.packing import is_queued
+from tiltyard.types import Task
+
+if TYPE_CHECKING:
+    from tiltyard.training import PackSpec
 
 OUT_OF_MEMORY = "out of memory"
 """How the reason of such an attempt begins, in the journal."""
@@ -54,3 +60,47 @@ def chunk_of(assignment: Assignment, device: str, sizes: Mapping[str, Any] | Non
     kind = device.partition(":")[0]
     chunk = sizing.chunk_for(shape, kind, sizing.Sizes(**sizes) if sizes else None)
     return max(1, min(chunk, len(members)) >> halved)
+
+
+def usual_spec() -> PackSpec:
+    """Packs as they are usual: what `measure_sizes` measures."""
+    from tiltyard.training import PackSpec
+
+    return PackSpec(
+        model="mlp",
+        model_args={"hidden": (64, 32)},
+        task=Task.MULTICLASS,
+        input_shape=(64,),
+        num_outputs=10,
+        batch_size=64,
+        total_epochs=1,
+    )
+
+
+def measure_sizes(settings: Settings, device: str, *, seconds: float) -> None:
+    """Calibrates this machine's device and keeps what was found, for launches to come."""
+    from tiltyard.training import calibrate, sizing
+
+    sizing.write_sizes(
+        settings.sizes(device.partition(":")[0]), calibrate(usual_spec(), device=device, seconds=seconds)
+    )
+
+
+def sizes_of(settings: Settings, kind: str) -> dict[str, Any] | None:
+    """What `measure_sizes` kept for a kind of device; None where nothing was measured.
+
+    Raises:
+        MachineError: If the file is none of ours.
+    """
+    from tiltyard.training import sizing
+
+    path = settings.sizes(kind)
+    return asdict(sizing.read_sizes(path)) if path.exists() else None
+
+
+def usual_chunk(sizes: Mapping[str, Any] | None, kind: str) -> int:
+    """Members of a usual pack that step together."""
+    from tiltyard.training import build_module, sizing
+
+    shape = sizing.shape_of(usual_spec(), build_module(usual_spec(), seed=0))
+    return sizing.chunk_for(shape, kind, sizing.Sizes(**sizes) if sizes else None)
