@@ -331,7 +331,7 @@ def _tell_verified(
         typer.echo(f"note: {note}")
     read = f"{versions:,} versions, {num_files:,} files, {size(num_bytes)}"
     if findings:
-        typer.echo(f"{len(findings):,} things are wrong in {read}. Restore the named files from a backup.", err=True)
+        typer.echo(f"{len(findings):,} wrong in {read}. Restore the named files from a backup.", err=True)
     else:
         typer.echo(f"Every byte is as it was written: {read}.")
 

@@ -12,7 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tiltyard.data import deletion, upkeep
+from tiltyard.data.compare import compare
+from tiltyard.data.export import export
 from tiltyard.data.store import DatasetStore
+from tiltyard.data.verify import verify
 from tiltyard.data.versions import DatasetSpec
 from tiltyard.errors import DataError
 from tiltyard.types import Task
@@ -99,6 +103,38 @@ def test_appends_of_threads_to_s3_at_once_lose_nothing(options: dict[str, str]) 
     assert [v.num_rows for v in store.history("busy")] == [20, 30, 40, 50, 60]
     found = sorted(store.read("busy", columns=["id"])["id"].to_pylist())
     assert found == sorted([*range(20), *(100 * n + i for n in range(1, 5) for i in range(10))])
+
+
+def test_life_after_the_commit_on_s3_is_as_on_a_disk(options: dict[str, str], tmp_path: Path) -> None:
+    store = DatasetStore("s3://bucket/life", options)
+    for stop in (20, 30, 40, 50):
+        store.commit("toy", table(0, stop), spec=SPEC)
+    upkeep.tag(store, "toy@2", "gold")
+    upkeep.pin(store, "toy@3", reason="paper")
+    assert verify(store, "toy").findings == ()
+    assert upkeep.gc(store, "toy", others={}).removed == (1,)
+    assert upkeep.gc(store, "toy", others={}, yes=True).removed == (1,)
+    with pytest.raises(DataError, match="toy@1 was removed"):
+        store.resolve("toy@1")
+    done = deletion.delete(store, "toy", ["7"], models={})
+    assert done.successors == {2: 5, 3: 6, 4: 7}
+    fresh = DatasetStore("s3://bucket/life", options)
+    assert [v.num_rows for v in fresh.history("toy")] == [29, 39, 49]
+    assert fresh.resolve("toy@gold").version == 5
+    place = fresh.root / "toy"
+    left = {f.path.removeprefix("bucket/life/toy/") for f in place.files()}
+    records = {f"versions/{n:08d}.{kind}" for n in (5, 6, 7) for kind in ("json", "md", "seal")}
+    assert {p for p in left if p.startswith("versions/")} == records
+    assert {p.removeprefix("table/") for p in left if p.endswith(".parquet")} == {
+        f.path for v in fresh.history("toy") for f in v.files
+    }
+    assert compare(fresh, "toy@5", "toy@7").rows.added == 20
+    assert export(fresh, "toy", str(tmp_path / "out"))[0].num_rows == 49
+    assert verify(fresh, "toy").findings == ()
+    file = place / "table" / fresh.resolve("toy").files[0].path
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    (finding,) = verify(fresh, "toy").findings
+    assert (finding.ref, finding.path) == ("toy@7", f"table/{fresh.resolve('toy').files[0].path}")
 
 
 def test_place_of_an_unknown_scheme_is_refused() -> None:
