@@ -1,7 +1,7 @@
 """The command line: which command was meant, and how its errors and exit codes reach the shell.
 
-Exit codes: 0 done; 1 a `TiltyardError`, told in one message on stderr; 2 the command line itself was wrong;
-130 stopped with Ctrl-C. ``--debug`` or ``TILTYARD_DEBUG=1`` shows tracebacks.
+Exit codes: 0 done; 1 a `TiltyardError`, told in one message on stderr; 2 the command line itself was wrong; 3 a budget
+ended a sweep before each dataset had a winner; 130 stopped with Ctrl-C. ``--debug`` or ``TILTYARD_DEBUG=1`` shows tracebacks.
 
 `COMMANDS` says what exists; the module of a command is imported when that command runs, so that ``tiltyard --help``
 imports neither torch nor Ray nor MLflow. Nothing here computes, reads a store or starts anything.
@@ -39,6 +39,7 @@ class CommandEntry:
 
 
 _SWEEP, _DATA, _RESULTS, _MACHINE, _SERVING = "Sweeps", "Data", "Results", "This machine", "Serving"
+_CLUSTERS = "Clusters"
 
 COMMANDS: dict[str, CommandEntry] = {
     entry.name: entry
@@ -64,6 +65,54 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_SWEEP,
         ),
         CommandEntry(
+            name="submit",
+            summary="Send a job to a cluster, once: the same again finds it and shows its log.",
+            module="tiltyard.cli.submit",
+            command="submit",
+            panel=_CLUSTERS,
+        ),
+        CommandEntry(
+            name="jobs",
+            summary="List the jobs of a cluster, newest first.",
+            module="tiltyard.cli.submit",
+            command="jobs",
+            panel=_CLUSTERS,
+        ),
+        CommandEntry(
+            name="logs",
+            summary="Print what a job has written; with -f also what it writes, until it ends.",
+            module="tiltyard.cli.submit",
+            command="logs",
+            panel=_CLUSTERS,
+        ),
+        CommandEntry(
+            name="cancel",
+            summary="End a job in order: recorded first, then told to stop; what is finished is kept.",
+            module="tiltyard.cli.submit",
+            command="cancel",
+            panel=_CLUSTERS,
+        ),
+        CommandEntry(
+            name="pause",
+            summary="Start nothing new of a running sweep; what trains goes on to the end of its rung.",
+            module="tiltyard.cli.control",
+            command="pause",
+            panel=_SWEEP,
+        ),
+        CommandEntry(
+            name="continue",
+            summary="Let a paused sweep go on.",
+            module="tiltyard.cli.control",
+            command="continue",
+            panel=_SWEEP,
+        ),
+        CommandEntry(
+            name="cluster",
+            summary="Render, check, apply, watch and delete a KubeRay cluster.",
+            module="tiltyard.cli.cluster",
+            panel=_CLUSTERS,
+        ),
+        CommandEntry(
             name="budget",
             summary="Set or show the budgets of teams, which outlive sweeps.",
             module="tiltyard.cli.budget",
@@ -85,8 +134,8 @@ COMMANDS: dict[str, CommandEntry] = {
         ),
         CommandEntry(
             name="trial",
-            summary="Look at one trial, or train it again alone.",
-            module="tiltyard.cli.results",
+            summary="Look at one trial, or train it again alone; stop one or add some while a sweep runs.",
+            module="tiltyard.cli.control",
             app="trial",
             panel=_RESULTS,
         ),
@@ -129,6 +178,13 @@ COMMANDS: dict[str, CommandEntry] = {
             summary="End exactly the processes that tiltyard up started.",
             module="tiltyard.cli.local",
             command="down",
+            panel=_MACHINE,
+        ),
+        CommandEntry(
+            name="calibrate",
+            summary="Measure how many models step together fastest on this machine, for sweeps that begin later.",
+            module="tiltyard.cli.calibrate",
+            command="calibrate",
             panel=_MACHINE,
         ),
         CommandEntry(
