@@ -236,7 +236,7 @@ def _declared(
     if file is not None:
         base = _read_spec(file)
     elif name in store.names():
-        base = store.history(name)[-1].spec
+        base = store.resolve(name).spec
     if "stratify" in splits or "train" in splits:
         splits = {"time_cuts": None, **splits}
     plain = {**base.to_json(), **told}

@@ -23,7 +23,8 @@ SIDES = st.dictionaries(st.sampled_from(SPLITS), st.lists(st.integers(0, 6), max
 @given(a=SIDES, b=SIDES)
 @settings(deadline=None)
 def test_rows_of_any_two_versions_are_counted_as_multisets(a: dict[str, list[int]], b: dict[str, list[int]]) -> None:
-    found = diff.count_rows(*({s: np.array(h, np.int64) for s, h in side.items()} for side in (a, b)))
+    arrays = [{s: np.array(h, np.int64) for s, h in side.items()} for side in (a, b)]
+    found = diff.count_rows(arrays[0], arrays[1])
     all_a, all_b = (Counter(h for hashes in side.values() for h in hashes) for side in (a, b))
     kept = (all_a & all_b).total()
     assert (found.kept, found.added, found.removed) == (kept, (all_b - all_a).total(), (all_a - all_b).total())
