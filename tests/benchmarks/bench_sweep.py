@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ from unittest import mock
 from harness import Benchmark, Figure
 
 HERE = Path(__file__).parent
-TRIALS, EPOCHS, SAMPLE = 512, 20, 32
+TRIALS, EPOCHS, SAMPLE, LEAN = 512, 20, 32, 4
 BIG = """
 from tiltyard import DatasetRef, Experiment, Halving, Objective, Search, Variant, choice, loguniform, main, uniform
 
@@ -169,16 +170,18 @@ def pack_mlp_vs_tune() -> Iterable[Figure]:
         )
         configs = [{**t.config, "seed": t.seed} for t in outcome.plan.trials]
         common: dict[str, Any] = {"data_seed": trial.data_seed, "folder": str(folder / "tune")}
-        reused, theirs = plain_tune(configs, rows, spec, reuse_actors=True, **common)
+        reused, theirs = plain_tune(configs, rows, spec, reuse_actors=True, each_epoch=True, **common)
         drawn = random.Random(0).sample(configs, SAMPLE)
-        default, _ = plain_tune(drawn, rows, spec, reuse_actors=False, **common)
+        lean, _ = plain_tune(drawn * LEAN, rows, spec, reuse_actors=True, each_epoch=False, **common)
+        default, _ = plain_tune(drawn, rows, spec, reuse_actors=False, each_epoch=True, **common)
     scores = {t.cell: t.seed for t in outcome.plan.trials}
     by_seed = {scores[r.cell]: r.score for r in outcome.results}
     apart = sorted(abs(by_seed[c["seed"]] - a) for c, a in zip(configs, theirs, strict=True))
     told = (
         f"{TRIALS} MLPs on digits, {EPOCHS} epochs. Final accuracies packed and alone: median difference "
         f"{apart[len(apart) // 2]:.4f}, largest {apart[-1]:.4f} (one row is {1 / len(rows.y_val):.4f}). Whole launch "
-        f"{outcome.seconds:.1f} s. The rival trains with fused AdamW and reports once a trial."
+        f"{outcome.seconds:.1f} s. The rival trains with fused AdamW and reports each epoch, for curves as ours has them; "
+        f"reporting once a trial it took {lean:.1f} s for {SAMPLE * LEAN} ({lean * TRIALS / SAMPLE / LEAN / ours:.1f}x)."
     )
     yield Figure(
         "pack_mlp_vs_tune_reuse_actors", ours, "s", "Ray Tune, reuse_actors=True, all 512", reused, reused / ours, told
@@ -266,6 +269,94 @@ def sweep_1000() -> Iterable[Figure]:
     yield Figure("resume_seconds_1000_trials", resumed, "s", "the most that it may take", 10.0, 10.0 / resumed, told)
 
 
+CHILD = """
+import json, sys
+sys.path.insert(0, {here!r})
+import bench_sweep
+bench_sweep.scaled({trials}, {folder!r})
+"""
+
+
+def scaled(trials: int, folder: str) -> None:
+    """Runs so many cheap trials in this process, in a Ray that is up, and prints seconds and peak bytes of it."""
+    import json
+
+    import psutil
+
+    from tiltyard import DatasetRef, Experiment, Objective, Search, Variant, loguniform
+
+    wanted = Experiment(
+        name=f"scale-{trials}",
+        variants=(
+            Variant(
+                name="logistic",
+                model="logistic",
+                fixed={"batch_size": 64},
+                space={"lr": loguniform(1e-4, 1e-1), "weight_decay": loguniform(1e-6, 1e-1)},
+            ),
+        ),
+        datasets=(DatasetRef("digits"),),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=trials, epochs=2),
+    )
+    with one_ray():
+        before = psutil.Process().memory_info().rss
+        begun = time.perf_counter()
+        outcome, _ = sweep(Path(folder) / str(trials), wanted)
+        took = time.perf_counter() - begun
+    assert len(outcome.results) == trials
+    assert outcome.tracker.pending == 0, outcome.tracker.error
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    print("SCALED", json.dumps([took, peak - before]))
+
+
+def scaling() -> Iterable[Figure]:
+    """The same sweep with 100, 1,000 and 10,000 trials: what a trial costs, and what the driver holds."""
+    import json
+
+    seconds: dict[int, float] = {}
+    grown: dict[int, int] = {}
+    with tempfile.TemporaryDirectory(prefix="ty-bench-") as folder:
+        for trials in (100, 1_000, 10_000):
+            code = CHILD.format(here=str(HERE), trials=trials, folder=folder)
+            env = {**os.environ, "HOME": folder}
+            done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+            told = [line for line in done.stdout.splitlines() if line.startswith("SCALED ")]
+            if not told:
+                raise RuntimeError(f"{trials} trials: {done.stdout[-500:]} {done.stderr[-2000:]}")
+            seconds[trials], grown[trials] = json.loads(told[0].removeprefix("SCALED "))
+    curve = ", ".join(f"{n:,}: {seconds[n]:.1f} s and {grown[n] >> 20} MiB" for n in seconds)
+    told_ = f"logistic regression, two epochs, all in MLflow; driver's memory above its start: {curve}"
+    cost = seconds[10_000] / seconds[1_000]
+    yield Figure("sweep_scaling", cost, "x", "10,000 trials for the cost of 1,000, at most", 11.0, 11.0 / cost, told_)
+    more = (grown[10_000] - grown[1_000]) / 1e6
+    yield Figure(
+        "sweep_driver_growth", more, "MB", "from 1,000 to 10,000 trials, at most", 200.0, 200.0 / max(more, 1.0)
+    )
+
+
+def solo_vs_ideal() -> Iterable[Figure]:
+    """1,000 trials of a user's own training, 0.2 s each, one after another on each of two cores."""
+    from sweep_rivals import SOLO_S
+
+    from tiltyard import DatasetRef, Experiment, Objective, Search, Variant, uniform
+
+    trials = 1_000
+    wanted = Experiment(
+        name="solo",
+        variants=(Variant(name="solo", model="train:sweep_rivals:solo", space={"x": uniform(0.0, 1.0)}),),
+        datasets=(DatasetRef("digits"),),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=trials, epochs=1),
+    )
+    with one_ray() as folder:
+        outcome, took = sweep(folder / "solo", wanted)
+    assert {r.state for r in outcome.results} == {"done"}
+    ideal = trials * SOLO_S / 2
+    note = "each trial keeps a core busy for 0.2 s; the driver and the writer share the two cores with them"
+    yield Figure("sweep_solo_vs_ideal", took, "s", "1,000 x 0.2 s on two cores", ideal, ideal / took, note)
+
+
 def _environment(folder: Path, home: str) -> dict[str, str]:
     return {**os.environ, "TILTYARD_HOME": str(folder / home), "HOME": str(folder)}
 
@@ -323,4 +414,4 @@ def _list(seconds: list[float]) -> str:
 
 def benchmarks() -> list[Benchmark]:
     """All of them."""
-    return [pack_mlp_vs_tune, tracking, sweep_1000]
+    return [pack_mlp_vs_tune, tracking, sweep_1000, scaling, solo_vs_ideal]
