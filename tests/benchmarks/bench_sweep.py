@@ -337,14 +337,14 @@ def scaling() -> Iterable[Figure]:
 
 def solo_vs_ideal() -> Iterable[Figure]:
     """1,000 trials of a user's own training, 0.2 s each, one after another on each of two cores."""
-    from sweep_rivals import SOLO_S
+    from solo_training import SECONDS
 
     from tiltyard import DatasetRef, Experiment, Objective, Search, Variant, uniform
 
     trials = 1_000
     wanted = Experiment(
         name="solo",
-        variants=(Variant(name="solo", model="train:sweep_rivals:solo", space={"x": uniform(0.0, 1.0)}),),
+        variants=(Variant(name="solo", model="train:solo_training:train", space={"x": uniform(0.0, 1.0)}),),
         datasets=(DatasetRef("digits"),),
         objective=Objective(metric="accuracy"),
         search=Search(trials=trials, epochs=1),
@@ -352,7 +352,7 @@ def solo_vs_ideal() -> Iterable[Figure]:
     with one_ray() as folder:
         outcome, took = sweep(folder / "solo", wanted)
     assert {r.state for r in outcome.results} == {"done"}
-    ideal = trials * SOLO_S / 2
+    ideal = trials * SECONDS / 2
     note = "each trial keeps a core busy for 0.2 s; the driver and the writer share the two cores with them"
     yield Figure("sweep_solo_vs_ideal", took, "s", "1,000 x 0.2 s on two cores", ideal, ideal / took, note)
 

@@ -89,15 +89,3 @@ def plain_tune(
 
 def _unwrapped(config: dict[str, Any], rows: Rows, spec: PackSpec, data_seed: int, each_epoch: bool) -> None:
     train_one(config["trial"], rows, spec, data_seed, each_epoch)
-
-
-SOLO_S = 0.2
-
-
-def solo(config: dict[str, Any], data: Any, report: Any) -> None:
-    """A user's own training that takes 0.2 s of a core, whatever else the machine does."""
-    del data
-    end = time.perf_counter() + SOLO_S
-    while time.perf_counter() < end:
-        pass
-    report(1, accuracy=config["x"])
