@@ -91,6 +91,8 @@ def serving(head: RayHead) -> Iterator[str]:
     """The head on a free port of loopback; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
+        wbufsize = 1 << 16  # header and body in one packet
+
         def log_message(self, *_: object) -> None: ...
 
         def _do(self) -> None:

@@ -76,6 +76,10 @@ class Kubernetes:
         # Kinds are known (`api.KINDS`), so nothing is discovered, and no cache is written.
         self._client = DynamicClient(found, discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
 
+    def close(self) -> None:
+        """Gives its connections back."""
+        self._client.client.close()
+
     def get(self, ref: Ref) -> dict[str, Any] | None:
         """The object, or None where it, or its kind, is not there."""
         try:

@@ -97,9 +97,9 @@ def until(
             return state
         if there is not None:
             version = str(there["metadata"].get("resourceVersion", ""))
-            for _, changed in api.watch(ref, version=version, timeout_s=min(left, _WATCH_S)):
-                if state_of(changed) != state or clock() > deadline:
-                    break  # it is read again, which also tells a deleted one
+            for event, changed in api.watch(ref, version=version, timeout_s=min(left, _WATCH_S)):
+                if event == "DELETED" or state_of(changed) != state or clock() > deadline:
+                    break  # it is read again
         pause(min(1.0, max(0.0, deadline - clock())))
 
 
