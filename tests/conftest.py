@@ -22,6 +22,9 @@ settings.register_profile("tiltyard", deadline=None)  # two cores are shared: ho
 settings.load_profile("tiltyard")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by itself 15: whatever else the machine does would go first
+os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")  # Serve's 10 s are for clusters
+os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,7 +62,7 @@ def _stage_up() -> Iterator[Stage]:
         from tiltyard.local.ports import choose
         from tiltyard.registry import read_bundle
         from tiltyard.registry.mlflow_registry import ModelRegistry
-        from tiltyard.serving.client import deploy, end_serving
+        from tiltyard.serving.client import deploy, end_serving, set_environment
         from tiltyard.serving.deployment import app_from_args
         from tiltyard.settings import Settings
         from tiltyard.testing.bundles import numbers_bundle
@@ -76,7 +76,9 @@ def _stage_up() -> Iterator[Stage]:
             _, small = numbers_bundle(home / f"small{seed}", hidden=(32,), rows=1000, seed=seed)
             registry.register("b.small", small)
         registry.promote("b.small", 1)
+        set_environment()  # as `tiltyard serve` and `tiltyard up` start theirs
         ray.init(
+            address="local",
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,

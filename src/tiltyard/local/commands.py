@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tiltyard.local.state import MARK_ENV, Cluster
+from tiltyard.serving.environment import SERVE_ENV
 from tiltyard.settings import Settings
 
 RAY, MLFLOW = "ray", "mlflow"
@@ -77,6 +78,7 @@ def ray_env(env: Mapping[str, str], settings: Settings, cluster: Cluster, ports:
         **_shared_env(env, cluster),
         **store_env(settings),
         **client_env(cluster),
+        **{name: env.get(name, value) for name, value in SERVE_ENV.items()},
         "RAY_USAGE_STATS_ENABLED": "0",
         LOOPBACK_ENV: "0",
         "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),

@@ -75,10 +75,11 @@ class Column:
 
 def _one(table: pa.Table, name: str) -> Any:
     """A column as one Arrow array."""
-    if name not in table.column_names:
+    place = table.schema.get_field_index(name)  # not the list of names, which is made anew for every column
+    if place < 0 and name not in table.column_names:
         shown = ", ".join(table.column_names[:12]) + (", ..." if table.num_columns > 12 else "")
         raise DatasetNotFoundError(f"There is no column {name!r}; the rows have {shown}. Mend the name, or the source.")
-    column = table[name]
+    column = table.column(place if place >= 0 else name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
@@ -90,6 +91,9 @@ def _floats(array: Any, name: str) -> F32:
         array = array.flatten()
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
+    if (pa.types.is_float32(array.type) or pa.types.is_float64(array.type)) and not array.null_count:
+        with np.errstate(over="ignore"):  # as Arrow's cast below: what is out of range becomes infinite
+            return np.asarray(array.to_numpy(zero_copy_only=True), dtype=np.float32)
     try:
         values = array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from tiltyard.errors import TiltyardError
 from tiltyard.ray_address import probe
 from tiltyard.serving.answers import Answer, Described
+from tiltyard.serving.environment import SERVE_ALONE_ENV
 
 IN_FLIGHT = 3
 """One being answered, one being taken apart beside it, one on its way: more only takes memory."""
@@ -24,6 +25,12 @@ NO_RAY = (
     "Start one here (tiltyard up; tiltyard serve finds it), correct RAY_ADDRESS, or unset it: models are then served by a Ray "
     "that starts and ends with this process."
 )
+
+
+def set_environment() -> None:
+    """What the Ray that is started next is told about Serve; what the environment says already stands."""
+    for name, value in SERVE_ALONE_ENV.items():
+        os.environ.setdefault(name, value)
 
 
 def connect() -> bool:
@@ -41,6 +48,8 @@ def connect() -> bool:
     joins = bool(address)
     if joins:
         probe(address, instead=NO_RAY)
+    else:
+        set_environment()
     own: dict[str, Any] = (
         {} if joins else {"address": "local", "include_dashboard": False, "object_store_memory": 512 << 20}
     )

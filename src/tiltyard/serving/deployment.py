@@ -39,7 +39,7 @@ from tiltyard.serving.comparison import Comparison
 from tiltyard.serving.holder import Holder, fetch, find, open_all, served_name
 from tiltyard.serving.meters import Meters
 from tiltyard.serving.recorder import RECORD_S, Recorder
-from tiltyard.serving.requests import RequestError, fitted_table, table_from_arrow
+from tiltyard.serving.requests import RequestError, fitted_table, packed, table_from_arrow, unpacked
 from tiltyard.serving.splitter import Ask, Splitter
 from tiltyard.serving.stacking import Stack
 from tiltyard.serving.tokens import tokens_path
@@ -109,8 +109,9 @@ class Registrar:
             version = find(self._settings, address)
         except Exception as error:  # whatever the store raises: the replicas go on with what they have
             return f"the registry did not say: {error}"
-        with contextlib.suppress(TiltyardError, OSError):  # the replica tries too, and words the reason
-            fetch(self._settings, version)
+        if version != self._known.get(address):  # a bundle is read whole to be checked: once a version
+            with contextlib.suppress(TiltyardError, OSError):  # the replica tries too, and words the reason
+                fetch(self._settings, version)
         return version
 
     def _look_at_splits(self) -> None:
@@ -142,9 +143,9 @@ class _Replica:
             raise ServingError("There is no challenger here; it is still loading, or the share was ended.")
         return self._holder
 
-    def predict(self, table: pa.Table) -> Answer:
-        """Answers for raw rows; preprocessing is the model's own."""
-        return self._held.predict(table, self._computing)
+    def predict(self, table: pa.Table | bytes) -> Answer:
+        """Answers for raw rows, as they are or `packed`; preprocessing is the model's own."""
+        return self._held.predict(unpacked(table), self._computing)
 
     def predict_arrow(self, body: bytes) -> Answer:
         """Answers for an Arrow IPC stream from a client.
@@ -347,6 +348,7 @@ class Front:
         self._limits, self._tokens, self._poll_s = limits, tokens, poll_s
         self._described: dict[str, Described] = {}
         self._splits: dict[str, Split] = {}
+        self._ready: dict[str, Described] = {}
         self._meters = Meters()
         busy = replace(limits, in_flight=limits.in_flight * most)  # enough under way that Serve adds the last replica
         self._batchers = {name: self._batcher(name, handle, busy) for name, handle in self._models.items()}
@@ -364,7 +366,7 @@ class Front:
     def _batcher(self, name: str, handle: Any, limits: Limits) -> Batcher:
         async def call(table: pa.Table) -> Answer:
             self._meters.batch(name, table.num_rows)
-            return await _asked(handle.predict.remote, table)
+            return await _asked(handle.predict.remote, packed(table))
 
         return Batcher(call, limits)
 
@@ -392,8 +394,8 @@ class Front:
         return await self._split(
             name,
             request_id,
-            lambda: _asked(ask, table),
-            lambda: _asked(beside.predict.remote, table),  # type: ignore[union-attr]  # asked only where there is one
+            lambda: _asked(ask, packed(table)),
+            lambda: _asked(beside.predict.remote, packed(table)),  # type: ignore[union-attr]  # asked only where there is one
             table.nbytes,
         )
 
@@ -477,6 +479,7 @@ class Front:
                 self._splitters[name].meet(None, None, None)
                 await asyncio.to_thread(self._comparisons.write)
                 self._splits.pop(name, None)
+                self._ready.pop(name, None)
             if split is not None:
                 self._splits[name] = split
                 self._meters.split(name, split)
@@ -491,11 +494,19 @@ class Front:
 
     async def _challenger(self, name: str, split: Split) -> Described | None:
         """What the challenger's replica has ready, if it is what the split names."""
-        with contextlib.suppress(Exception):  # not there yet, or what it is to load cannot be loaded
+        try:
             async with asyncio.timeout(self._poll_s + 1):
                 found: Described = await self._challengers[name].describe.remote()
-                return found if found.served_as == served_name(split.challenger) else None
-        return None
+        except TimeoutError:  # busy, or being started: what was known of it holds
+            return self._ready.get(name)
+        except Exception:  # not there, or what it is to load cannot be loaded
+            self._ready.pop(name, None)
+            return None
+        if found.served_as != served_name(split.challenger):
+            self._ready.pop(name, None)
+            return None
+        self._ready[name] = found
+        return found
 
 
 async def _asked(call: Callable[[Any], Awaitable[Any]], argument: Any) -> Answer:

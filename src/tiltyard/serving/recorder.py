@@ -32,8 +32,9 @@ class Recorder:
         wait = self._record_s
         while True:
             await asyncio.sleep(wait)
+            goes_on = bool(self._sums)
             news = await asyncio.to_thread(self.write)
-            wait = self._record_s if news else min(2 * wait, max(self._record_s, RECORD_MOST_S))
+            wait = min(2 * wait, max(self._record_s, RECORD_MOST_S)) if goes_on and not news else self._record_s
 
     def write(self) -> bool:
         """Appends what came since the last time; True where a pair is new. What the journal does not take is kept."""

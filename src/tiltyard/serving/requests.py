@@ -16,6 +16,7 @@ from tiltyard.errors import ServingError
 from tiltyard.serving.answers import InputColumn, Limits
 
 SHOWN_PROBLEMS = 20
+PACKED_BYTES = 1 << 20
 
 
 class RequestError(ServingError):
@@ -110,6 +111,24 @@ def table_from_arrow(body: Any, columns: Sequence[InputColumn], limits: Limits) 
     if not table.num_rows:
         raise RequestError(422, "The stream has no rows; send one or more.")
     return fitted_table(table, columns)
+
+
+def packed(table: pa.Table) -> bytes | pa.Table:
+    """A small table as the bytes of an Arrow stream, for a call to another process: pickling it costs 20 times as much."""
+    if table.nbytes > PACKED_BYTES:
+        return table  # its columns travel as they lie
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def unpacked(rows: bytes | pa.Table) -> pa.Table:
+    """The table that `packed` was given. For our own bytes alone: nothing of them is checked."""
+    if isinstance(rows, pa.Table):
+        return rows
+    with pa.ipc.open_stream(pa.py_buffer(rows)) as stream:
+        return stream.read_all()
 
 
 def fitted_table(table: pa.Table, columns: Sequence[InputColumn]) -> pa.Table:

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiltyard.serving.answers import InputColumn, Limits
-from tiltyard.serving.requests import RequestError, rows_from_columns, table_from_arrow, table_from_rows
+from tiltyard.serving.requests import (
+    RequestError,
+    packed,
+    rows_from_columns,
+    table_from_arrow,
+    table_from_rows,
+    unpacked,
+)
 
 COLUMNS = (
     InputColumn(name="x", kind="number"),
@@ -170,3 +177,11 @@ def test_arrow_stream_with_too_much_is_413_and_with_nothing_422() -> None:
 def test_request_error_that_was_pickled_says_the_same() -> None:
     again = pickle.loads(pickle.dumps(RequestError(422, "message", [{"row": 1}])))
     assert (again.status, str(again), again.problems) == (422, "message", ({"row": 1},))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 300_000], ids=["none", "one", "too-many-to-pack"])
+def test_table_packed_for_another_process_is_the_same_unpacked(rows: int) -> None:
+    table = pa.table({"n": pa.array(range(rows), pa.float64()), "c": pa.array(["x"] * rows, pa.string())})
+    sent = packed(table)
+    assert isinstance(sent, pa.Table if rows > 1 else bytes)
+    assert unpacked(sent).equals(table)

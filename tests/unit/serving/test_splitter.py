@@ -208,3 +208,23 @@ def test_recorder_appends_windows_that_add_up_and_keeps_what_the_journal_does_no
         assert journal.verify_decisions() == 2
     assert [c.requests for c in found] == [5, 5]
     assert together(found)[0].dropped == 1
+
+
+def test_recorder_that_was_idle_records_the_first_comparison_as_soon_as_a_busy_one(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'journal.db'}"
+    Journal.open(uri).close()
+
+    async def work() -> None:
+        recorder = Recorder(uri, 0.01)
+        keeping = asyncio.create_task(recorder.keep())
+        await asyncio.sleep(0.5)  # windows that doubled would be minutes long soon: the next is in a hundredth
+        run = Run("shadow")
+        await run.ask(_gives(1), _gives(2))
+        recorder.add(await run.settle())
+        with Journal.open(uri) as journal:
+            async with asyncio.timeout(60):
+                while not journal.decisions(kind=DECISION):
+                    await asyncio.sleep(0.01)
+        keeping.cancel()
+
+    _run(work())
