@@ -168,3 +168,29 @@ def test_log_entries_by_other_engines_hold_no_values_of_columns(tmp_path: Path) 
     stats = [json.loads(json.loads(line)["add"]["stats"]) for line in log.splitlines() if '"add"' in line]
     assert stats
     assert not any(s.get("minValues") or s.get("maxValues") for s in stats)
+
+
+def test_version_of_an_older_tiltyard_is_checked_as_far_as_its_record_goes(tmp_path: Path) -> None:
+    """As schema version 1 was written: no seal, no digest of the record in the log, none of the profile in the record."""
+    store = DatasetStore(str(tmp_path))
+    version = store.commit("toy", table(0, 60), spec=SPEC).version
+    folder = tmp_path / "toy"
+    newer = ("profile_sha256", "successor_of", "beside")
+    data = {k: v for k, v in version.to_json().items() if k not in newer} | {"schema_version": 1}
+    log = folder / "table" / "_delta_log" / f"{0:020d}.json"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    staged = folder / "staged" / lines[0]["commitInfo"]["tiltyard.record"]
+    del lines[0]["commitInfo"]["tiltyard.record_sha256"]
+    log.write_text("\n".join(map(json.dumps, lines)))
+    record = folder / "versions" / "00000001.json"
+    for copy in (record, staged):
+        copy.write_text(json.dumps(data, indent=1))
+    (folder / "versions" / "00000001.seal").unlink()
+    found = verify(DatasetStore(str(tmp_path)), "toy")
+    assert found.findings == ()
+    assert ["seal" in note for note in found.notes] == [True, False]
+    assert "no digest of the profile" in found.notes[1]
+    record.write_text(record.read_text().replace('"message": ""', '"message": "x"'))
+    (finding,) = verify(DatasetStore(str(tmp_path)), "toy").findings
+    assert "is not as its staged copy" in finding.told
+    assert DatasetStore(str(tmp_path)).append("toy", table(60, 70)).version.version == 2
