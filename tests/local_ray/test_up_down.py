@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,11 +19,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import sweeps
+import users_models
 
+from tiltyard.journal import Journal
 from tiltyard.local import processes, state
 from tiltyard.local import up as local
 from tiltyard.local.state import Cluster
 from tiltyard.settings import Settings
+from tiltyard.submit.clusters import find_target
+from tiltyard.submit.ray_jobs import RayJobs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -215,6 +222,77 @@ def test_up_stopped_by_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert state.read(folder) is None
     assert not Path(cluster.temp_dir).exists()
     assert not Path(cluster.token_path).exists()
+
+
+SWEEP = """
+from tiltyard import DatasetRef, Experiment, Halving, Objective, Search, Variant, loguniform, main
+
+
+def experiment():
+    return Experiment(
+        name="sent",
+        variants=[Variant(name="own", model="my_models:Gated", fixed={{"gate": {gate!r}, "steps": 2, "batch_size": 32}},
+                          space={{"lr": loguniform(1e-3, 1e-1)}})],
+        datasets=[DatasetRef("rings")],
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=4, halving=Halving(rungs=(2, 4), keep=0.5)),
+    )
+
+
+if __name__ == "__main__":
+    main(__file__)
+"""
+
+
+def test_submitted_sweep_is_cancelled_in_order_and_the_same_submit_ends_it(up: Cli, tmp_path: Path) -> None:
+    """The folder travels with the user's model; cancelling leaves the record whole; twice the same is one job."""
+    sweeps.commit_small_datasets(Path(up.settings.data_uri))
+    gate = tmp_path / "gate"
+    gate.touch()
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "sweep.py").write_text(SWEEP.format(gate=str(gate)))
+    shutil.copy(users_models.__file__, work / "my_models.py")
+
+    def told(*args: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "tiltyard.cli", *args],
+            env=up.env, cwd=work, capture_output=True, text=True, check=False, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == code, (args, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    ray_jobs = RayJobs(find_target(up.settings, cluster="up", env=up.env))
+
+    def jobs() -> dict[str, str]:
+        return {job.id: job.state for job in ray_jobs.jobs() if job.id.startswith("sent-")}
+
+    assert "Submitted: " in told("submit", "--detach", "sweep.py")
+    until(lambda: any(tmp_path.glob("gate.*")), timeout_s=120)  # in the middle of a pack
+    assert "RUNNING" in told("submit", "--detach", "sweep.py")
+    cancelling = threading.Thread(target=lambda: answers.append(told("cancel", "sent")))
+    answers: list[str] = []
+    cancelling.start()
+    with Journal.open(up.settings.journal_uri) as journal:
+        until(lambda: bool(journal.decisions(kind="cancel")), timeout_s=90)
+        (cancelled,) = journal.decisions(kind="cancel")
+        assert [cancelled.subject] == list(jobs())
+        cancelling.join(timeout=180)
+        gate.unlink()  # it was in the middle of a pack all the time
+        assert "STOPPED" in answers[0]
+        (launch,) = journal.launches("sent")
+        assert (launch.state, launch.summary) == ("stopped", {"reason": "stopped by SIGTERM"})
+        followed = told("submit", "sweep.py")
+        (launch,) = journal.launches("sent")
+        assert (launch.state, launch.fence) == ("finished", 2)
+        (claimed,) = journal.decisions(kind="submission")
+        assert claimed.subject.startswith("sent-")
+    assert "SUCCEEDED" in followed
+    assert "own@rings" in followed, "the log was followed to the leaderboard"
+    states = jobs()
+    assert sorted(states.values()) == ["STOPPED", "SUCCEEDED"]
+    assert "was submitted before" in told("submit", "sweep.py")
+    assert jobs() == states
 
 
 def test_down_after_a_server_died_ends_the_rest_exactly(up: Cli) -> None:

@@ -153,7 +153,7 @@ def status(
     for name in ("object", "namespace", "state", ""):
         table.add_column(name)
     held = []
-    missing = 0
+    missing = waiting = 0
     for manifest in _manifests(Path(spec), one):
         ref = Ref.of(manifest)
         there = connected.get(ref)
@@ -164,6 +164,7 @@ def status(
         style = "green" if state.what == READY else "red"
         table.add_row(f"{ref.kind}/{ref.name}", ref.namespace or "", Text(state.what, style), state.text)
         if there is not None and state.what != READY:
+            waiting += 1
             held += reasons(connected, ref)
     jobs = [j for n in (one.namespace, *(t.namespace for t in one.teams)) for j in connected.list("RayJob", n)]
     for job in sorted(jobs, key=lambda j: str(j["metadata"].get("creationTimestamp")), reverse=True)[:10]:
@@ -175,7 +176,7 @@ def status(
         typer.echo(f"  {line}")
     if missing:
         typer.echo(f"{missing} objects are not there. Make them: tiltyard cluster apply")
-    raise typer.Exit(1 if held or missing else 0)
+    raise typer.Exit(1 if waiting or missing else 0)
 
 
 @app.command()

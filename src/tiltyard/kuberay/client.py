@@ -7,8 +7,10 @@ limit, 429 and 5xx are asked again as long as the server says, at most `PATIENCE
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,8 @@ from tiltyard.kuberay import api
 from tiltyard.kuberay.api import KINDS, MANAGER, Kind, Ref
 
 CONNECT_S, ANSWER_S = 10, 60
-PATIENCE_S = 60.0
+PATIENCE_S, LOST_S = 60.0, 5.0
+"""How long a server that is busy is asked again, and one that does not answer: a wrong address stays wrong."""
 _POD_FOLDER = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -50,6 +53,7 @@ class Kubernetes:
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._patience_s, self._answer_s, self._pause = patience_s, answer_s, pause
+        kubeconfig = kubeconfig or os.environ.get("KUBECONFIG")  # the client looks when it is imported, and not again
         configuration = client.Configuration()
         configuration.retries = False  # counted here, where it can be said
         try:
@@ -73,12 +77,13 @@ class Kubernetes:
                 f"No way to Kubernetes: {error}. Wanted: {wanted}, in KUBECONFIG or ~/.kube/config. See what there is: kubectl "
                 "config get-contexts"
             ) from error
+        self._finalizer = weakref.finalize(self, found.close)  # connections are closed by nobody else
         # Kinds are known (`api.KINDS`), so nothing is discovered, and no cache is written.
         self._client = DynamicClient(found, discoverer=lambda *_: None)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Gives its connections back."""
-        self._client.client.close()
+        self._finalizer()
 
     def get(self, ref: Ref) -> dict[str, Any] | None:
         """The object, or None where it, or its kind, is not there."""
@@ -172,7 +177,8 @@ class Kubernetes:
         content_type: str = "application/json",
     ) -> dict[str, Any]:
         """One request and its answer; asked again where the server is busy or away."""
-        deadline = time.monotonic() + self._patience_s
+        begun = time.monotonic()
+        deadline, lost = begun + self._patience_s, begun + min(self._patience_s, LOST_S)
         wait = 0.5
         while True:
             try:
@@ -195,7 +201,7 @@ class Kubernetes:
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 after = wait
                 # A creation that got no answer may have happened; asked again it would be "there already".
-                if time.monotonic() + after > deadline or method == "post":
+                if time.monotonic() + after > lost or method == "post":
                     raise api.AwayError(
                         f"{self.server} did not answer a request to {what}: {type(error).__name__}: {error}. Is this the "
                         "right context, and the VPN up? Nothing says that it was not done: look with tiltyard cluster status"

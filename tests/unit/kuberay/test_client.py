@@ -222,7 +222,7 @@ def test_server_that_is_not_there_or_no_api_is_told(tmp_path: Path, connect: Con
         connect(context="none")
     with pytest.raises(ClusterError, match="No way to Kubernetes"):
         connect(kubeconfig=str(tmp_path / "nowhere"))
-    server.answer = lambda *_: (200, ["no", "object"])  # type: ignore[assignment, return-value]
+    server.answer = lambda *_: (200, ["no", "object"])  # type: ignore[assignment]
     with pytest.raises(ClusterError, match="did not answer as a Kubernetes API does"):
         connect().get(REF)
 
@@ -295,7 +295,7 @@ def test_wait_goes_on_through_closed_watches_until_all_is_ready(server: kube_api
     kubernetes = connect()
     applying.apply(kubernetes, [cluster_manifest()])
     server.watch_closes_after = 1
-    steps = iter(
+    steps: Iterator[dict[str, Any]] = iter(
         [
             {"conditions": [{"type": "HeadPodReady", "status": "False", "message": "containers not ready"}]},
             {"conditions": [{"type": "HeadPodReady", "status": "True", "reason": "HeadPodRunningAndReady"}]},

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -17,11 +20,7 @@ from ray._private.utils import get_num_cpus
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 
 from tiltyard.ray_address import probe
-from tiltyard.sweep.preflight import Node
-
-OBJECT_STORE_SHARE = 0.25
-"""Share of the machine's memory for a local object store, at most; Ray's own default is 0.3."""
-OBJECT_STORE_MAX_BYTES = 2 << 30
+from tiltyard.sweep.preflight import SHARED_MEMORY, Node, object_store_bytes
 
 
 def submitted_job(environ: Mapping[str, str] = os.environ) -> str:
@@ -58,18 +57,34 @@ def ensure_ray(*, cpus: int | None = None) -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        return False
-    ray.init(
-        address="local",  # without it Ray joins whatever somebody started on this machine with `ray start`
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_object_store_bytes(),
-    )
-    return True
+    with _sigterm_kept():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            return False
+        ray.init(
+            address="local",  # without it Ray joins whatever somebody started on this machine with `ray start`
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_object_store_bytes(),
+        )
+        return True
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """What SIGTERM does stays as it was, where that was decided before.
+
+    Ray 2.60 puts a handler that exits at once in place of any other (``Node._register_shutdown_hooks``), and a job that is
+    stopped would leave its sweep as failed instead of ending it in order.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def nodes() -> list[Node] | None:
@@ -95,4 +110,8 @@ def slots(cpus: float, gpus: float) -> int:
 def _object_store_bytes() -> int:
     import psutil
 
-    return min(OBJECT_STORE_MAX_BYTES, int(psutil.virtual_memory().total * OBJECT_STORE_SHARE))
+    shared = os.statvfs(SHARED_MEMORY) if os.path.isdir(SHARED_MEMORY) else None
+    return object_store_bytes(
+        memory_bytes=psutil.virtual_memory().total,
+        shared_bytes=None if shared is None else shared.f_bsize * shared.f_bavail,
+    )
