@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tiltyard.serving.comparison import Comparison
 
 app = typer.Typer(
-    help="List registered models; show, challenge, promote or roll one back.", invoke_without_command=True
+    help="List registered models; show, compare, promote or roll one back.", invoke_without_command=True
 )
 
 JSON = typer.Option(False, "--json", help="Print it as JSON.")
@@ -34,7 +34,7 @@ WHICH = "NAME, NAME@ALIAS or NAME@VERSION; a name alone means the champion."
 
 @app.callback(invoke_without_command=True)
 def models(ctx: typer.Context, as_json: bool = JSON) -> None:
-    """List registered models; show, challenge, promote or roll one back."""
+    """List registered models; show, compare, promote or roll one back."""
     if ctx.invoked_subcommand is not None:
         return
     from tiltyard.report.terminal import output
