@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import uuid
@@ -62,6 +63,11 @@ _QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 def _quiet() -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+def _settled() -> None:
+    """What a process has loaded when it begins to answer is left out of later garbage collections, which would look at it all."""
+    gc.freeze()
 
 
 @serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, logging_config=_QUIET)
@@ -179,6 +185,7 @@ class Champion(_Replica):
         self._holder = Holder(settings, address)
         version = await self._first()
         await asyncio.to_thread(self._holder.take, version)
+        _settled()
         self._task = asyncio.get_running_loop().create_task(self._follow()) if address.alias else None
 
     async def _first(self) -> ModelVersion:
@@ -356,6 +363,12 @@ class Front:
         self._beside = {
             name: self._batcher(f"{name} challenger", handle, few) for name, handle in self._challengers.items()
         }
+        self._ask, self._ask_beside = (
+            {name: handle.predict.remote for name, handle in handles.items()} for handles in (models, challengers)
+        )
+        self._ask_arrow, self._ask_arrow_beside = (
+            {name: handle.predict_arrow.remote for name, handle in handles.items()} for handles in (models, challengers)
+        )
         self._comparisons = Recorder(journal_uri, record_s)
         self._splitters = {name: Splitter(name, limits, self._compared) for name in self._challengers}
         loop = asyncio.get_running_loop()
@@ -364,9 +377,11 @@ class Front:
         self._tasks.append(loop.create_task(self._comparisons.keep()))
 
     def _batcher(self, name: str, handle: Any, limits: Limits) -> Batcher:
+        ask = handle.predict.remote  # made once: each look at a handle's method is another handle
+
         async def call(table: pa.Table) -> Answer:
             self._meters.batch(name, table.num_rows)
-            return await _asked(handle.predict.remote, packed(table))
+            return await _asked(ask, packed(table))
 
         return Batcher(call, limits)
 
@@ -375,6 +390,7 @@ class Front:
         from tiltyard.serving.http import Guard, build_app
         from tiltyard.serving.tokens import TokenStore
 
+        _settled()
         guard = Guard(TokenStore(self._tokens) if self._tokens is not None else None)
         return build_app(self, self._limits, guard, at_end=self._comparisons.write)
 
@@ -390,12 +406,12 @@ class Front:
             ServingError: If no such model is served here.
         """
         name = _served(model, self._models)
-        ask, beside = self._models[name].predict.remote, self._challengers.get(name)
+        ask, beside = self._ask[name], self._ask_beside.get(name)
         return await self._split(
             name,
             request_id,
             lambda: _asked(ask, packed(table)),
-            lambda: _asked(beside.predict.remote, packed(table)),  # type: ignore[union-attr]  # asked only where there is one
+            lambda: _asked(beside, packed(table)),  # type: ignore[arg-type]  # asked only where there is one
             table.nbytes,
         )
 
@@ -435,8 +451,8 @@ class Front:
         return await self._split(
             name,
             request_id,
-            lambda: _asked(self._models[name].predict_arrow.remote, body),
-            lambda: _asked(self._challengers[name].predict_arrow.remote, body),
+            lambda: _asked(self._ask_arrow[name], body),
+            lambda: _asked(self._ask_arrow_beside[name], body),
             len(body),
         )
 
