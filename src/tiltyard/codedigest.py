@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tiltyard.errors import SpecError
-from tiltyard.types import OWN_TRAINING
+from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
 
 PINS = ("tiltyard", "torch", "lightgbm", "numpy", "scikit-learn", "scipy", "pyarrow", "ray")
 
@@ -123,7 +123,7 @@ def _by_name(files: Mapping[_Found, bytes], roots: Sequence[Path]) -> dict[str, 
 def _starts(models: Sequence[str], roots: Sequence[Path]) -> list[_Found]:
     starts: list[_Found] = []
     for model in models:
-        module, colon, _ = model.removeprefix(OWN_TRAINING).partition(":")
+        module, colon, _ = model.removeprefix(OWN_TRAINING).removeprefix(TUNE_TRAINABLE).partition(":")
         if not colon:
             continue
         files = _files_of(module, roots)

@@ -104,6 +104,11 @@ def crown(
                     },
                     reasons=[
                         f"best of {len(outcome.leaderboard.tables[dataset])} trials by {outcome.leaderboard.metric}"
+                        + (
+                            f", of the finalists by the mean of {best.replicates.num} replicates"
+                            if best.replicates
+                            else ""
+                        )
                     ],
                     outcome=f"version {model.version} is @{experiment.champion.alias}",
                     once=f"champion/{outcome.plan.key}/{dataset}",

@@ -75,6 +75,8 @@ def _ref(value: Any) -> Any:
 Name = Annotated[str, AfterValidator(lambda name: check_name(name, "Name"))]
 Ref = Annotated[DatasetRef, BeforeValidator(_ref), PlainSerializer(str)]
 FixedValue = Annotated[Value, BeforeValidator(_fixed)]
+MOST_TRIALS = 1_000_000
+"""Trials of a search: all of them are planned before the start, so that a search always has an end."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -107,7 +109,8 @@ class Variant(_Spec):
         model: A family of `tiltyard.models` (``logistic``, ``mlp``, ``resmlp``, ``cnn``, ``lightgbm``, ...) or the
             import path ``package.module:Class`` of a ``torch.nn.Module`` or of a function that returns one, or
             ``train:package.module:function`` for training of your own: ``train(config, data, report)``, trained to the
-            end (no early stopping), ranked, but not tested or registered.
+            end (no early stopping unless ``Search.scheduler`` says so), ranked, but not tested or registered; or
+            ``tune:package.module:name`` for a Ray Tune trainable, a function or a class, likewise.
         fixed: Hyperparameters that every trial of the variant shares.
         space: Hyperparameters that are searched.
         trials: How many of the search's trials this variant gets on each dataset; None shares out evenly what the others
@@ -203,17 +206,21 @@ class Search(_Spec):
         generation: Trials that ``tpe`` suggests at a time for each variant on each dataset: a pack's worth. The first
             generation is drawn at random.
         finalists: How many of each dataset are scored on the test split.
+        scheduler: A stock scheduler of Ray Tune for variants that train themselves (``train:...``, ``tune:...``): ``asha``
+            stops the worse ones early, ``pbt`` copies the better ones (``tune:`` alone: it needs their checkpoints). What they
+            do depends on the order of events, and the leaderboard says so.
         replicates: How often every finalist is trained again to the end, each time with another seed and another data
             seed, for intervals over both and for who is best. 0 or at least 2.
     """
 
-    trials: int = Field(default=64, ge=1)
+    trials: int = Field(default=64, ge=1, le=MOST_TRIALS)
     algorithm: Literal["random", "sobol", "grid", "tpe"] = "random"
     halving: EarlyStopping | None = None
     epochs: int | None = Field(default=None, ge=1)
     points: dict[str, tuple[dict[str, FixedValue], ...]] = {}
     generation: int = Field(default=16, ge=1)
     finalists: int = Field(default=3, ge=1)
+    scheduler: Literal["asha", "pbt"] | None = None
     replicates: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

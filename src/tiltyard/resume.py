@@ -8,7 +8,7 @@ which the key tells. Going on is `tiltyard.run.run`: a start over a record does 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tiltyard.codedigest import code_digest
@@ -22,8 +22,10 @@ from tiltyard.settings import Settings
 from tiltyard.sweep.engine.control import replay
 from tiltyard.sweep.engine.launch import growth_of
 from tiltyard.sweep.engine.prepare import prepare
+from tiltyard.sweep.engine.rows import ended_outside
+from tiltyard.sweep.halving import TrialState
 from tiltyard.sweep.plan import Group, plan
-from tiltyard.sweep.remaining import Step, remaining
+from tiltyard.sweep.remaining import SKIP, Step, remaining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +86,13 @@ def find(settings: Settings, wanted: str) -> Resumable:
         known: dict[tuple[str, int], CellScore] = {}
         growth = growth_of(experiment, the_plan, facts, code_digest=digest, known=known)
 
+        ended: dict[str, TrialState] = {}
+
         def load(groups: Sequence[Group]) -> None:
             rungs = {rung for group in groups for rung in group.rungs}
             known.update(journal.cell_scores([t.cell for g in groups for t in g.trials], rungs))
+            outside = [t.cell for g in groups if g.scheduler for t in g.trials]
+            ended.update(ended_outside(journal, the_plan.key, outside) if outside else {})
 
         withdrawn = replay(journal, the_plan.key, growth)
         load(the_plan.groups)
@@ -99,8 +105,12 @@ def find(settings: Settings, wanted: str) -> Resumable:
             known=known,
             refused=growth.refused,
             withdrawn=withdrawn,
+            ended=ended,
             grow=lambda machine: growth.grow(machine, load),
         )
+    if found.state == "finished":  # by its budget, with trials left
+        why = f"the sweep is finished: {found.summary.get('reason') or 'nothing is left'}"
+        steps = tuple(s if s.action == SKIP else replace(s, action=SKIP, why=why) for s in steps)
     return Resumable(
         launch=found,
         experiment=experiment,

@@ -16,6 +16,13 @@ NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 OWN_TRAINING = "train:"
 """Begins the model of a variant whose training is a user's own function: ``train:package.module:function``."""
+TUNE_TRAINABLE = "tune:"
+"""Begins the model of a variant that is a Ray Tune trainable: ``tune:package.module:function`` or ``...:Class``."""
+
+
+def trains_itself(model: str) -> bool:
+    """The model of a variant is training of the user's own: it cannot share a pack and leaves no model of ours."""
+    return model.startswith((OWN_TRAINING, TUNE_TRAINABLE))
 
 
 class Task(StrEnum):

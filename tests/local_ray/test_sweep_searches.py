@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sweeps
 
 from tiltyard.errors import BudgetExceededError
 from tiltyard.experiment import Budget, Experiment, Halving, Hyperband, Search
 from tiltyard.journal import Journal
+from tiltyard.run import run
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import Tick
 from tiltyard.sweep.engine.launch import Outcome, Silent
@@ -115,12 +119,47 @@ def replicates_are_told(outcome: Outcome, journal: Journal) -> None:
     assert set(outcome.run_ids) == {r.cell for r in rows}
 
 
-def test_sweep_with_a_budget_of_cpu_hours_ends_what_runs_when_it_is_used_up(
+class OwnMeter(Silent):
+    """Watches the packs' processes from outside: how long each is there from the sweep's first turn on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._since = settings, 0.0
+        self._seen: dict[int, tuple[float, float]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def tick(self, tick: Tick) -> None:
+        if not self._since:
+            self._since = time.time()
+            self._thread.start()
+
+    def held_s(self) -> float:
+        """Seconds of all of them together, once the sweep is over."""
+        self._over.set()
+        self._thread.join()
+        return sum(last - first for first, last in self._seen.values())
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            with Journal.open(self._settings.journal_uri) as journal:
+                pids = {a.layout["pid"] for launch in journal.launches() for a in journal.attempts(launch.key)}
+            for pid in pids:
+                try:
+                    process = psutil.Process(pid)
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        self._seen[pid] = (max(self._since, process.create_time()), time.time())
+                except psutil.NoSuchProcess:
+                    continue
+
+
+def test_sweep_with_a_budget_of_cpu_hours_ends_what_runs_when_it_is_used_up_and_charges_what_was_held(
     settings: Settings, journal: Journal
 ) -> None:
-    limit_s = 8.0
-    endless = Search(trials=4, epochs=10**6)
-    outcome = sweeps.run_launch(settings, on_rings(search=endless, budget=Budget(cpu_hours=limit_s / 3600)))
+    limit_s = 12.0
+    endless, meter = Search(trials=4, epochs=10**6), OwnMeter(settings)
+    outcome = sweeps.run_launch(settings, on_rings(search=endless, budget=Budget(cpu_hours=limit_s / 3600)), meter)
+    held_s, charged_s = meter.held_s(), journal.spend(outcome.claim.key).cpu_s
+    assert abs(held_s - charged_s) <= 0.05 * held_s, f"{charged_s:.2f} s were charged, {held_s:.2f} s were held"
     assert outcome.state == "stopped"
     assert outcome.reason is not None
     assert "The budget of this experiment" in outcome.reason
@@ -129,7 +168,9 @@ def test_sweep_with_a_budget_of_cpu_hours_ends_what_runs_when_it_is_used_up(
     assert Counter(r.state for r in outcome.results) == {"interrupted": 4}
 
 
-def test_sweep_charged_to_a_team_settles_what_it_used(settings: Settings, journal: Journal) -> None:
+def test_sweep_charged_to_a_team_settles_what_it_used(
+    settings: Settings, journal: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
     wanted = on_rings(budget=Budget(team="vision"), search=Search(trials=2, epochs=1))
     with pytest.raises(BudgetExceededError, match="tiltyard budget set vision"):
         sweeps.run_launch(settings, wanted)
@@ -142,8 +183,8 @@ def test_sweep_charged_to_a_team_settles_what_it_used(settings: Settings, journa
     assert now.spent.cpu_s == pytest.approx(journal.spend(outcome.claim.key).cpu_s)
     assert now.spent.cpu_s > 0
     journal.budgets.set("vision", limit_cpu_s=now.spent.cpu_s, limit_gpu_s=None)
-    refused = sweeps.run_launch(settings, wanted.with_options(seed=1))
-    assert refused.state == "stopped"
-    assert refused.reason is not None
-    assert "team 'vision' has 0.0 CPU-s free" in refused.reason
-    assert {r.state for r in refused.results} == {"interrupted"}
+    assert run(wanted.with_options(seed=1), settings=settings) == 3
+    assert "team 'vision' has 0.0 CPU-s free" in " ".join(capsys.readouterr().out.split())
+    newest = journal.launches()[0]
+    assert newest.state == "stopped"
+    assert {t.state for t in journal.trials(newest.key)} == {"interrupted"}

@@ -16,6 +16,7 @@ from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Journal, Launch, TrialRow
 from tiltyard.settings import Settings
 from tiltyard.sweep.leaderboard import Leaderboard, Result, beside, leaderboard
+from tiltyard.sweep.plan import order_dependent
 
 _SHORTEST_PREFIX = 4
 
@@ -101,7 +102,8 @@ def board_of(settings: Settings, journal: Journal, launch: Launch) -> Leaderboar
 
 def board_so_far(journal: Journal, launch: Launch) -> Leaderboard:
     """The ranking of the trials as the journal has them now."""
-    objective = Experiment.from_json(launch.spec).objective
+    experiment = Experiment.from_json(launch.spec)
+    objective = experiment.objective
     rows = journal.trials(launch.key)
     scores = journal.cell_scores([row.cell for row in rows]) if objective.also else {}
 
@@ -134,6 +136,7 @@ def board_so_far(journal: Journal, launch: Launch) -> Leaderboard:
         tests={},
         tied=frozenset(),
         test_looks=0,
+        order_dependent=order_dependent(experiment),
     )
 
 

@@ -130,6 +130,13 @@ class Teller:
                 "lost: they are in the spool, and the next start writes them.",
                 "yellow",
             )
+        if outcome.state in {"finished", "reused"} and outcome.reason:
+            left = sum(r.state == "interrupted" for r in outcome.results)
+            self._say(
+                f"Its budget ended it: {outcome.reason}. {left} of {len(outcome.results)} trials were not trained to the "
+                "end. To go on raise the budget in the job file: what is done is kept.",
+                "yellow",
+            )
         if outcome.state == "stopped":
             self._say(
                 f"Stopped: {outcome.reason}. All that was finished is kept; the next start goes on from there.",
@@ -175,6 +182,7 @@ class Teller:
             places.append(("champions", ", ".join(f"{c.model.name}@{c.model.version}" for c in crowned)))
         commands = [
             (f"tiltyard leaderboard {name}", "every trial, ranked"),
+            (f"tiltyard report {name} --open", "the same with pictures, and what mattered"),
             ("tiltyard up", "a cluster to look at: Ray dashboard, MLflow with these runs"),
             ("tiltyard models", "champions and where they came from")
             if crowned

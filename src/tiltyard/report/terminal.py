@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from tiltyard.sweep import plan as planning
     from tiltyard.sweep.leaderboard import Leaderboard, Row
     from tiltyard.sweep.plan import Plan
 
@@ -389,6 +390,9 @@ def leaderboard_view(board: Leaderboard, *, limit: int | None = 10, datasets: Se
         parts.append(Text(f"= cannot be told apart from the best {where}", "dim"))
     for name in names:
         parts += [Text(line, "dim") for line in _replicates_lines(board, name)]
+    if board.order_dependent:
+        who = ", ".join(board.order_dependent)
+        parts.append(Text(f"Order-dependent: {who}. Another run may stop other trials early.", "yellow"))
     if board.test_looks > 1:
         parts.append(
             Text(
@@ -448,7 +452,7 @@ def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
             Text(f"{group.dataset}@{version}"),
             Text(group.model),
             str(len(group.trials)),
-            ", ".join(map(str, group.rungs)),
+            _compared(group),
             f"{epochs} epochs",
         )
     total = f"{len(plan.trials)} trials, at most {most} epochs of training"
@@ -459,6 +463,14 @@ def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
     if known:
         total += f"; {known} trials stand in the record already"
     return Group(table, Text(total, "dim"))
+
+
+def _compared(group: planning.Group) -> str:
+    """When the trials of a group are compared, and by whom; why they share no pack."""
+    if not group.scheduler:
+        return ", ".join(map(str, group.rungs))
+    alone = "each trial alone: it trains itself"
+    return alone if group.scheduler == "fifo" else f"by {group.scheduler}, order-dependent; {alone}"
 
 
 def most_epochs(trials: int, rungs: Sequence[int], keep: float) -> int:

@@ -29,10 +29,11 @@ from tiltyard.sweep.plan import (
     cell_of,
     group_of,
     in_brackets,
+    scheduler_of,
     seed_of,
 )
 from tiltyard.sweep.space import draw
-from tiltyard.types import OWN_TRAINING
+from tiltyard.types import trains_itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,7 @@ class Growth:
         whole = replace(whole, trials=tuple(t for t in whole.trials if t.cell not in planned))
         if not whole.trials:
             return []
-        if isinstance(search.halving, Hyperband) and not variant.model.startswith(OWN_TRAINING):
+        if isinstance(search.halving, Hyperband) and not trains_itself(variant.model):
             return list(in_brackets(search.halving, whole, prefix=suffix + "-"))
         return [whole]
 
@@ -174,9 +175,9 @@ class Growth:
         """Each finalist again, once they are known; nothing where they are not, or stand in the plan."""
         if not self.plan.replicates or self.plan.later:
             return []
-        states = {t.cell: machine.state_of(t.cell) for t in self.plan.trials}
-        if any(s.state not in FATES for s in states.values()):
+        if any(machine.state_of(t.cell).state not in FATES for g in self.plan.groups for t in g.trials):
             return []
+        states = {t.cell: machine.state_of(t.cell) for t in self.plan.trials}
         search, objective = self._experiment.search, self._experiment.objective
         trials = {t.cell: t for t in self.plan.trials}
         results = []
@@ -225,6 +226,7 @@ class Growth:
             rungs=(experiment.search.max_epochs,),
             keep=1.0,
             trials=tuple(trials),
+            scheduler="fifo" if scheduler_of(experiment, variant.model) else "",
         )
 
 

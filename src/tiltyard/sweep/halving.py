@@ -143,6 +143,7 @@ class Machine:
         known: Scores of cells at epochs that need no run.
         refused: Why trials cannot be trained, by cell: they fail at once. Read when a group is added.
         withdrawn: Trials that a person stopped, by cell; `withdraw` adds to it.
+        ended: How trials stand that an earlier launch ran outside of packs.
     """
 
     def __init__(
@@ -157,10 +158,13 @@ class Machine:
         known: Mapping[tuple[str, int], Known],
         refused: Mapping[str, str] | None = None,
         withdrawn: dict[str, Withdrawal] | None = None,
+        ended: Mapping[str, TrialState] | None = None,
     ) -> None:
         self._metric, self._mode, self._also = metric, mode, tuple(also)
         self._refused = {} if refused is None else refused
         self._withdrawn = {} if withdrawn is None else withdrawn
+        self._ended = {} if ended is None else ended
+        self._outside: list[Group] = []
         self._pack_size, self._shape, self._known = pack_size, shape, known
         self._states: dict[str, TrialState] = {}
         self._group_of: dict[str, str] = {}
@@ -181,6 +185,9 @@ class Machine:
             self._states[trial.cell] = (
                 TrialState(state="planned") if why is None else TrialState(state="failed", reason=why)
             )
+        if group.scheduler:
+            self._add_outside(group)
+            return
         self._turn.append(group.name)
         self._ready[group.name] = deque()
         self._open(group, 0, [t for t in group.trials if t.cell not in self._refused])
@@ -227,6 +234,13 @@ class Machine:
         decisions, self._decisions = tuple(self._decisions), []
         return decisions
 
+    @property
+    def outside(self) -> tuple[Group, ...]:
+        """Groups with trials to start that share no packs: each is a Tune trial under a scheduler of Ray Tune's."""
+        if self._halted is not None:
+            return ()
+        return tuple(g for g in self._outside if any(self._states[t.cell].state == "planned" for t in g.trials))
+
     def is_withdrawn(self, cell: str) -> bool:
         """A person stopped this trial."""
         return cell in self._withdrawn
@@ -241,11 +255,11 @@ class Machine:
         before = self._states[cell]
         if before.state in FATES:
             return None
-        rung = self._rungs[self._group_of[cell]]
+        rung = self._rungs.get(self._group_of[cell])
         done = Withdrawal(after_epoch=before.epoch, reason=reason)
         self._withdrawn[cell] = done
         self._states[cell] = replace(before, state="stopped", reason=reason)
-        if cell not in rung.scores:
+        if rung is not None and cell not in rung.scores:
             rung.live = [t for t in rung.live if t.cell != cell]
             rung.outstanding.discard(cell)
             ready = self._ready[rung.group.name]
@@ -284,7 +298,26 @@ class Machine:
                 self._fail(rung, cell, "the pack ended without a score for this trial")
         self._close_if_complete(rung)
 
+    def tell_outside(self, cell: str, state: TrialState) -> None:
+        """How a trial of `outside` stands now; one that a person stopped stays stopped, with what it has reached."""
+        gone = self._withdrawn.get(cell)
+        if gone is not None:
+            if state.state in {"done", "stopped"} and state.epoch:
+                self._states[cell] = replace(state, state="stopped", reason=gone.reason)
+            return
+        self._states[cell] = state
+
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _add_outside(self, group: Group) -> None:
+        self._outside.append(group)
+        for trial in group.trials:
+            if trial.cell in self._ended and self._states[trial.cell].state not in FATES:
+                self._states[trial.cell] = self._ended[trial.cell]
+            elif (gone := self._withdrawn.get(trial.cell)) is not None:
+                self._states[trial.cell] = TrialState(state="stopped", reason=gone.reason)
+        if self._halted is not None:
+            self._halt(self._halted)
 
     def _open(self, group: Group, index: int, live: list[Trial]) -> None:
         """Opens a rung: composes its packs, leaves out what is known, and closes it at once where all is."""

@@ -102,6 +102,8 @@ class Leaderboard:
     test_looks: int = 1
     comparison: str = OLD_COMPARISON
     """How ties with the best were found on the test rows."""
+    order_dependent: tuple[str, ...] = ()
+    """Variants whose trials end otherwise when events come in another order: a stock scheduler of Ray Tune stopped them."""
 
     def best(self, dataset: str) -> Row | None:
         """The first of a dataset's table, if any trial has a score."""
@@ -126,6 +128,7 @@ class Leaderboard:
             )
         fields = {k: v for k, v in data.items() if k != "schema_version"}
         fields["tables"] = {dataset: tuple(_row(r) for r in rows) for dataset, rows in fields["tables"].items()}
+        fields["order_dependent"] = tuple(fields.get("order_dependent", ()))
         return cls(**fields)
 
 
@@ -229,6 +232,7 @@ def leaderboard(
     tied: frozenset[str],
     test_looks: int = 1,
     replicate_tests: Mapping[str, float] | None = None,
+    order_dependent: Sequence[str] = (),
 ) -> Leaderboard:
     """Puts the tables together.
 
@@ -242,6 +246,7 @@ def leaderboard(
         tied: Cells that cannot be told apart from the best of their dataset on the test split.
         test_looks: How often the test split has been looked at for this key.
         replicate_tests: The ranking metric of replicates on the test split, by cell.
+        order_dependent: Variants that a stock scheduler of Ray Tune stopped early.
     """
     tables = {}
     for dataset in dict.fromkeys(r.dataset for r in results):
@@ -273,6 +278,7 @@ def leaderboard(
         tables=tables,
         test_looks=test_looks,
         comparison=comparison_of(metric).value,
+        order_dependent=tuple(order_dependent),
     )
 
 

@@ -7,6 +7,7 @@ one dataset (with HyperBand, of one bracket of them); they are compared with eac
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,7 @@ from tiltyard.errors import SpecError
 from tiltyard.experiment import Experiment, Halving, Hyperband, Search, Variant, digest_of
 from tiltyard.sweep.brackets import brackets
 from tiltyard.sweep.space import draw
-from tiltyard.types import METRICS, OWN_TRAINING, Task
+from tiltyard.types import METRICS, OWN_TRAINING, TUNE_TRAINABLE, Task, trains_itself
 
 CELL_SCHEMA = 1
 """Part of every cell: raised when training comes to mean something else for the same configuration."""
@@ -83,6 +84,8 @@ class Group:
     rungs: tuple[int, ...]
     keep: float
     trials: tuple[Trial, ...]
+    scheduler: str = ""
+    """``asha``, ``pbt`` or ``fifo``: each trial is a Tune trial of its own under Ray Tune's scheduler, and shares no pack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +178,24 @@ def _num_replicates(experiment: Experiment, made: Plan) -> int:
 def _check_honoured(experiment: Experiment) -> None:
     """Refuses what can be written down but is not done: a field that nothing obeys would be a lie."""
     search = experiment.search
-    own = [v.name for v in experiment.variants if v.model.startswith(OWN_TRAINING)]
+    own = [v.name for v in experiment.variants if trains_itself(v.model)]
+    if search.scheduler and not own:
+        raise SpecError(
+            f"search.scheduler is {search.scheduler!r}, which is for variants that train themselves (train:..., tune:...); "
+            "there is none. Leave it out: halving stops the trials that share packs."
+        )
+    if search.scheduler == "pbt":
+        without = [v.name for v in experiment.variants if v.model.startswith(OWN_TRAINING)]
+        if without or search.learns:
+            what = (
+                f"variant {without[0]!r} reports scores alone"
+                if without
+                else "algorithm='tpe' chooses configurations too"
+            )
+            raise SpecError(
+                f"scheduler='pbt' copies checkpoints and changes configurations, but {what}. Wanted: Ray Tune trainables "
+                "(tune:...) that save checkpoints, and a search that draws everything at once; or scheduler='asha'."
+            )
     if own and experiment.champion is not None:
         raise SpecError(
             f"Variant {own[0]!r} is training of your own, which leaves no model that could be registered, yet champion is "
@@ -299,7 +319,7 @@ def _groups(
         points=search.points.get(variant.name, ()),
     )
     whole = group_of(experiment, variant, facts, configs, code_digest=code_digest)
-    if not isinstance(halving, Hyperband) or variant.model.startswith(OWN_TRAINING):
+    if not isinstance(halving, Hyperband) or trains_itself(variant.model):
         return (whole,)
     return in_brackets(halving, whole)
 
@@ -337,7 +357,7 @@ def group_of(
         suffix: Put behind ``variant@dataset`` where a variant has several groups on a dataset.
     """
     name = f"{variant.name}@{facts.name}"
-    halving = None if variant.model.startswith(OWN_TRAINING) else experiment.search.halving
+    halving = None if trains_itself(variant.model) else experiment.search.halving
     distinct: dict[str, Trial] = {}
     for index, config in enumerate(configs, start=first):  # where the seed is fixed or searched, a draw may come twice
         trial = _trial(experiment, variant, facts, name, index, config, code_digest)
@@ -350,7 +370,20 @@ def group_of(
         rungs=halving.rungs if isinstance(halving, Halving) else (experiment.search.max_epochs,),
         keep=halving.keep if isinstance(halving, Halving) else 1.0,
         trials=tuple(distinct.values()),
+        scheduler=scheduler_of(experiment, variant.model),
     )
+
+
+def scheduler_of(experiment: Experiment, model: str) -> str:
+    """Which of Ray Tune's schedulers the trials of a model run under; none where they share packs or a queue."""
+    if model.startswith(TUNE_TRAINABLE):
+        return experiment.search.scheduler or "fifo"
+    return experiment.search.scheduler or "" if model.startswith(OWN_TRAINING) else ""
+
+
+def order_dependent(experiment: Experiment) -> tuple[str, ...]:
+    """Variants of which some trials end otherwise when events come in another order."""
+    return tuple(v.name for v in experiment.variants if scheduler_of(experiment, v.model) in {"asha", "pbt"})
 
 
 def _trial(
@@ -404,9 +437,12 @@ def cell_of(
     data_seed: int,
 ) -> str:
     """The digest of all that a trial's result depends on: 64 hexadecimal characters."""
-    limit = experiment.budget.trial_s if model.startswith(OWN_TRAINING) else None
+    limit = experiment.budget.trial_s if trains_itself(model) else None
+    of_others: dict[str, Any] = {} if limit is None else {"trial_s": limit}
+    if scheduler_of(experiment, model) == "pbt":  # it depends on its neighbours
+        of_others["population"] = json.loads(experiment.to_json())
     return digest_of(
-        ({} if limit is None else {"trial_s": limit})
+        of_others
         | {
             "schema": CELL_SCHEMA,
             "model": model,

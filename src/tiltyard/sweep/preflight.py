@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from tiltyard.errors import PreflightError
 from tiltyard.experiment import Resources
 
+OBJECT_STORE_SHARE = 0.25
+"""Share of the machine's memory for a local object store, at most; Ray's own default is 0.3."""
+OBJECT_STORE_MAX_BYTES = 2 << 30
+OBJECT_STORE_LEAST_BYTES = 100 << 20
+"""Ray 2.60 starts no object store below 75 MiB."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - looked at, nothing is written there
+SHARED_MEMORY_SHARE = 0.9
+"""Of what is free in /dev/shm: where the store does not fit there Ray puts it on disk, and says so in a log alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -40,6 +49,29 @@ def check_placement(resources: Resources, nodes: Sequence[Node]) -> None:
         f"A pack holds {wants} on one node, and no node has that many: {have}. It would wait for ever. "
         f"Lower Experiment.resources{_which(resources, nodes)}, or run on a cluster with a node that large."
     )
+
+
+def object_store_bytes(*, memory_bytes: int, shared_bytes: int | None) -> int:
+    """How large a local object store may be.
+
+    Args:
+        memory_bytes: Memory of the machine.
+        shared_bytes: What is free in ``/dev/shm``; None where there is none.
+
+    Raises:
+        PreflightError: With the arithmetic, if the shared memory is too small for any.
+    """
+    wanted = min(OBJECT_STORE_MAX_BYTES, int(memory_bytes * OBJECT_STORE_SHARE))
+    if shared_bytes is None:
+        return wanted
+    fits = int(shared_bytes * SHARED_MEMORY_SHARE)
+    if fits < min(wanted, OBJECT_STORE_LEAST_BYTES):
+        raise PreflightError(
+            f"{SHARED_MEMORY} has {shared_bytes >> 20} MiB free, of which an object store may take {fits >> 20} MiB; it needs at "
+            f"least {OBJECT_STORE_LEAST_BYTES >> 20} MiB, and would take {wanted >> 20} MiB here. Give the container more "
+            "(docker run --shm-size=2g; in Kubernetes an emptyDir with medium: Memory at /dev/shm), or free it."
+        )
+    return min(wanted, fits)
 
 
 def _which(resources: Resources, nodes: Sequence[Node]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tiltyard.sweep.halving import Known, Machine, StartPack, Withdrawal
+from tiltyard.sweep.halving import Known, Machine, StartPack, TrialState, Withdrawal
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import Mode
 
@@ -39,6 +39,7 @@ def remaining(
     known: Mapping[tuple[str, int], Known],
     refused: Mapping[str, str] | None = None,
     withdrawn: Mapping[str, Withdrawal] | None = None,
+    ended: Mapping[str, TrialState] | None = None,
     grow: Callable[[Machine], Sequence[Group]] = lambda _: (),
 ) -> tuple[Step, ...]:
     """One step a trial, in the plan's order.
@@ -51,6 +52,7 @@ def remaining(
         known: What is recorded of cells at epochs.
         refused: Why trials cannot be trained, by cell.
         withdrawn: Trials that a person stopped.
+        ended: How trials stand that ran outside of packs.
         grow: Adds to the machine what joins the plan, by what is known; the groups.
     """
     machine = Machine(
@@ -63,15 +65,18 @@ def remaining(
         known=known,
         refused=refused,
         withdrawn=dict(withdrawn or {}),
+        ended=ended,
     )
     groups = (*groups, *grow(machine))
     packs: dict[str, StartPack] = {}
     while (pack := machine.next()) is not None:
         packs |= dict.fromkeys(pack.cells, pack)
-    return tuple(_step(machine, trial, packs.get(trial.cell)) for group in groups for trial in group.trials)
+    return tuple(
+        _step(machine, trial, packs.get(trial.cell), group.rungs[-1]) for group in groups for trial in group.trials
+    )
 
 
-def _step(machine: Machine, trial: Trial, pack: StartPack | None) -> Step:
+def _step(machine: Machine, trial: Trial, pack: StartPack | None, last_epoch: int) -> Step:
     state = machine.state_of(trial.cell)
     if pack is not None:
         action = CONTINUE if pack.from_epoch else RUN
@@ -79,6 +84,8 @@ def _step(machine: Machine, trial: Trial, pack: StartPack | None) -> Step:
             f"its last rung is recorded at epoch {pack.from_epoch}" if pack.from_epoch else "nothing of it is recorded"
         )
         return Step(trial=trial, action=action, from_epoch=pack.from_epoch, to_epoch=pack.to_epoch, why=why)
+    if state.state == "planned":  # outside of packs: it begins anew
+        return Step(trial=trial, action=RUN, from_epoch=0, to_epoch=last_epoch, why="nothing of it is recorded")
     if state.state == "waiting":
         why = f"others of its group have yet to reach epoch {state.epoch}"
         return Step(trial=trial, action=WAIT, from_epoch=state.epoch, to_epoch=state.epoch, why=why)

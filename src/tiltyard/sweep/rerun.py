@@ -32,7 +32,7 @@ from tiltyard.sweep.engine.execute import Outcome, batch_size_of, execute
 from tiltyard.sweep.engine.layout import Storage
 from tiltyard.sweep.engine.prepare import Prepared, prepare
 from tiltyard.sweep.plan import DatasetFacts
-from tiltyard.types import DatasetRef
+from tiltyard.types import TUNE_TRAINABLE, DatasetRef
 
 TOLERANCE = 1e-3
 """Relative to the larger of 1 and the recorded score."""
@@ -85,6 +85,7 @@ def rerun_trial(settings: Settings, cell: str) -> Rerun:
     """
     with Journal.open(settings.journal_uri) as journal:
         row, experiment = _recorded_trial(journal, cell)
+        _check_rerunnable(row)
         score = _last_score(journal, row)
     with _importable():
         prepared, facts = _dataset(settings, experiment, row)
@@ -108,6 +109,14 @@ def _recorded_trial(journal: Journal, cell: str) -> tuple[TrialRow, Experiment]:
         if row.cell == cell and launch is not None:
             return row, Experiment.from_json(launch.spec)
     raise SpecError(f"No trial with cell {cell[:12]} is recorded. See the trials: tiltyard leaderboard --all")
+
+
+def _check_rerunnable(row: TrialRow) -> None:
+    if row.model.startswith(TUNE_TRAINABLE):
+        raise SpecError(
+            f"Trial {row.group}/{row.index:03d} is of a Ray Tune trainable, which only Ray Tune can run. Wanted: a trial of "
+            "a model that Tiltyard trains. See them: tiltyard leaderboard --all"
+        )
 
 
 def _last_score(journal: Journal, row: TrialRow) -> CellScore:

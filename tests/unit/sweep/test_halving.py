@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -467,3 +467,41 @@ def test_rung_with_equal_scores_keeps_the_trials_whose_other_scores_are_better()
         scores = {c: Score({"accuracy": 0.5, "log_loss": losses[c]}) for c in pack.cells}
         machine.report(PackDone(pack.pack_id, scores))
     assert set(machine.drain_decisions()[0].kept) == {of.trials[1].cell, of.trials[3].cell}
+
+
+# -- outside of packs -------------------------------------------------------------------------------------------------
+
+
+def test_trials_outside_of_packs_are_told_from_outside_and_never_stand_in_a_pack() -> None:
+    alone = replace(group("tune", 4), scheduler="asha")
+    packed = group("packed", 3, rungs=(1,))
+    run = Run([alone, packed], outcomes_of([packed], lambda t, e: 0.5)).to_the_end()
+    assert {c for p in run.started for c in p.cells} == {t.cell for t in packed.trials}
+    machine, cells = run.machine, [t.cell for t in alone.trials]
+    assert [g.name for g in machine.outside] == ["tune"]
+    machine.tell_outside(cells[0], TrialState(state="done", epoch=9, score=0.9))
+    assert machine.withdraw(cells[0], "too late") is None
+    machine.tell_outside(cells[1], TrialState(state="running"))
+    assert machine.withdraw(cells[1], "too slow") is not None
+    machine.tell_outside(cells[1], TrialState(state="stopped", epoch=4, score=0.4, reason="ended"))
+    assert machine.state_of(cells[1]) == TrialState(state="stopped", epoch=4, score=0.4, reason="too slow")
+    assert machine.withdraw(cells[2], "not wanted") is not None
+    assert machine.state_of(cells[2]).state == "stopped"
+    machine.report(TimeUp("the budget is used up"))
+    assert machine.outside == ()
+    assert machine.state_of(cells[3]).state == "interrupted"
+
+    ended = {c: machine.state_of(c) for c in cells[:3]}
+    again = Machine(
+        [alone],
+        metric="accuracy",
+        mode=Mode.MAX,
+        pack_size=lambda g, trials: 2,
+        shape=lambda t: "",
+        known={},
+        withdrawn=dict(run.withdrawn),
+        ended=ended,
+    )
+    assert {c: again.state_of(c) for c in cells[:3]} == ended
+    assert [g.name for g in again.outside] == ["tune"]
+    assert again.state_of(cells[3]).state == "planned"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tiltyard import Budget, DatasetRef, Experiment, Halving, Hyperband, Objective, Search, Variant, choice, uniform
 from tiltyard.errors import SpecError
-from tiltyard.sweep.plan import DatasetFacts, Plan, plan
+from tiltyard.sweep.plan import DatasetFacts, Plan, order_dependent, plan
 from tiltyard.types import Task
 
 CODE = "c" * 64
@@ -359,3 +359,52 @@ def test_plan_of_a_learning_search_tries_every_point_in_the_first_generation() -
     made = planned(experiment(variants=(variant(),), search=search))
     assert [t.config for t in made.groups[0].trials] == list(points)
     assert made.later == {"mlp@digits": 4, "mlp@wine": 4}
+
+
+# -- variants that train themselves -----------------------------------------------------------------------------------
+
+OWN = variant("own", model="train:users_training:nearest")
+TRAINABLE = variant("steps", model="tune:users_trainables:Steps")
+
+
+def test_plan_puts_ray_tune_trainables_under_ray_tune_and_own_training_where_a_scheduler_is_asked_for() -> None:
+    e = experiment(variants=(variant(), OWN, TRAINABLE))
+    schedulers = {g.variant: (g.scheduler, g.rungs) for g in planned(e).groups}
+    assert schedulers == {"mlp": ("", (1, 3)), "own": ("", (3,)), "steps": ("fifo", (3,))}
+    assert order_dependent(e) == ()
+    asha = e.model_copy(update={"search": Search(trials=8, halving=Halving(rungs=(1, 3)), scheduler="asha")})
+    schedulers = {g.variant: (g.scheduler, g.rungs) for g in planned(asha).groups}
+    assert schedulers == {"mlp": ("", (1, 3)), "own": ("asha", (3,)), "steps": ("asha", (3,))}
+    assert order_dependent(asha) == ("own", "steps")
+    assert cells(planned(asha)) == cells(planned(e)), "ASHA stops trials, it does not change what they come to"
+
+
+def test_cells_under_pbt_are_those_of_that_experiment_alone() -> None:
+    def made(**changes: Any) -> set[str]:
+        search = Search(trials=4, epochs=3, scheduler="pbt")
+        return set(cells(planned(experiment(variants=(TRAINABLE,), search=search, **changes))))
+
+    assert made() == made()
+    assert not made() & made(objective=Objective(metric="accuracy"), name="other")
+
+
+@pytest.mark.parametrize(
+    ("variants", "search", "told"),
+    [
+        ((variant(),), {"scheduler": "asha"}, "there is none"),
+        ((OWN,), {"scheduler": "pbt"}, "variant 'own' reports scores alone"),
+        ((TRAINABLE,), {"scheduler": "pbt", "algorithm": "tpe"}, "algorithm='tpe' chooses configurations too"),
+    ],
+)
+def test_scheduler_that_fits_nothing_is_refused(variants: Any, search: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        planned(experiment(variants=variants, search=Search(trials=2, epochs=3, **search)))
+
+
+def test_time_for_a_trial_is_part_of_the_cells_of_what_trains_itself_alone() -> None:
+    def made(v: Variant, trial_s: float | None) -> list[str]:
+        budget = Budget() if trial_s is None else Budget(trial_s=trial_s)
+        return cells(planned(experiment(variants=(v,), search=Search(trials=2, epochs=3), budget=budget)))
+
+    assert made(variant(), 5) == made(variant(), None)
+    assert not set(made(OWN, 5)) & set(made(OWN, 6)) | set(made(OWN, 5)) & set(made(OWN, None))

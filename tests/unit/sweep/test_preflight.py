@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiltyard.errors import PreflightError
-from tiltyard.experiment import Resources
-from tiltyard.sweep.preflight import Node, check_placement
+from tiltyard.errors import PreflightError, SpecError
+from tiltyard.experiment import Resources, Search
+from tiltyard.sweep.preflight import OBJECT_STORE_LEAST_BYTES, Node, check_placement, object_store_bytes
 
 SMALL = Node(name="10.0.0.1", cpus=4, gpus=0)
 GPU = Node(name="10.0.0.2", cpus=2, gpus=1)
@@ -44,3 +46,33 @@ def test_pack_is_refused_exactly_where_no_node_holds_it(have: list[Node], cpus: 
     else:
         with pytest.raises(PreflightError):
             check_placement(Resources(cpus=cpus, gpus=gpus), have)
+
+
+def test_object_store_that_shared_memory_cannot_hold_is_refused_with_the_arithmetic() -> None:
+    with pytest.raises(PreflightError) as refused:
+        object_store_bytes(memory_bytes=16 << 30, shared_bytes=64 << 20)
+    told = str(refused.value)
+    assert "/dev/shm has 64 MiB free, of which an object store may take 57 MiB" in told
+    assert "needs at least 100 MiB, and would take 2048 MiB here" in told
+    assert "--shm-size=2g" in told
+
+
+@given(st.integers(1 << 28, 1 << 40), st.none() | st.integers(0, 1 << 40))
+def test_object_store_fits_into_shared_memory_or_is_refused(memory: int, shared: int | None) -> None:
+    try:
+        found = object_store_bytes(memory_bytes=memory, shared_bytes=shared)
+    except PreflightError:
+        assert shared is not None
+        assert shared * 0.9 < OBJECT_STORE_LEAST_BYTES
+        return
+    assert found <= memory * 0.25
+    assert found <= 2 << 30
+    assert shared is None or found <= shared * 0.9
+
+
+def test_search_without_an_end_is_refused_where_it_is_written_down() -> None:
+    with pytest.raises(SpecError, match="neither halving nor epochs is set"):
+        Search(trials=4)
+    for endless in (math.inf, None, 10**7):
+        with pytest.raises(SpecError, match="trials"):
+            Search(trials=endless, epochs=1)

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tiltyard import Budget, DatasetRef, Experiment, Halving, Hyperband, Objective, Search, Variant, choice, uniform
+from tiltyard.sweep.engine.optuna_search import suggester_of
+from tiltyard.sweep.generations import generations
 from tiltyard.sweep.growth import Growth, result_of
 from tiltyard.sweep.halving import Machine, PackDone, StartPack
 from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard, rank, standing
@@ -113,9 +115,11 @@ class Sweep:
         grow: bool = True,
     ) -> None:
         self.known = {} if known is None else known
+        first = plan(e, FACTS, code_digest="c")
         self.growth = Growth(
             experiment=e,
-            plan=plan(e, FACTS, code_digest="c"),
+            plan=first,
+            learning=generations(e, first, FACTS, code_digest="c", suggester=suggester_of(Mode.MAX)),
             facts=FACTS,
             code_digest="c",
             known=self.known,
@@ -211,6 +215,24 @@ def test_search_in_which_every_trial_fails_has_no_replicates_and_ends() -> None:
     assert sweep.machine.done
     assert sweep.growth.plan.replicates == 0
     assert {r.state for r in sweep.results} == {"failed"}
+
+
+def test_suggestion_that_cannot_be_trained_fails_with_the_reason_and_the_search_goes_on_and_is_resumed() -> None:
+    e = experiment(algorithm="tpe", generation=4, trials=24, replicates=2)
+
+    def check(trial: Trial) -> str | None:
+        return "lr is too large" if trial.config["lr"] > 0.6 and "/g" in trial.group else None
+
+    sweep = Sweep(e, check=check).run()
+    refused = {r.cell for r in sweep.results if r.reason == "lr is too large"}
+    assert refused == set(sweep.growth.refused)
+    assert refused
+    assert {r.state for r in sweep.results if r.cell in refused} == {"failed"}
+    assert not refused & {c for pack in sweep.started for c in pack.cells}
+    assert len([r for r in sweep.results if not r.replicate]) == 48
+    resumed = Sweep(e, dict(sweep.known), check=check)
+    assert not resumed.run().started
+    assert {(r.cell, r.state, r.score) for r in resumed.results} == {(r.cell, r.state, r.score) for r in sweep.results}
 
 
 def test_later_trial_that_cannot_be_trained_fails_with_the_reason_and_the_others_go_on() -> None:

@@ -23,7 +23,7 @@ from tiltyard.sweep.engine.lease import Lease
 from tiltyard.sweep.engine.purse import Purse
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
 from tiltyard.sweep.engine.worker import Post, train_pack
-from tiltyard.sweep.halving import Machine, PackDone, PackLost, PackStopped, StartPack, TimeUp
+from tiltyard.sweep.halving import Machine, PackDone, PackLost, PackStopped, StartPack, TimeUp, TrialState
 from tiltyard.sweep.plan import Group, Plan, Trial
 
 MAX_PACK_FAILURES = 2
@@ -87,7 +87,7 @@ class SweepDriver:
         control: Control,
     ) -> None:
         self.experiment, self.layout, self.claim = experiment, layout, claim
-        self._journal, self._lease, self._machine, self._known = journal, lease, machine, known
+        self.journal, self._lease, self.machine, self._known = journal, lease, machine, known
         self._watch, self._on_end, self._stop_requested, self._grow = watch, on_end, stop_requested, grow
         self._control = control
         self._purse = Purse(experiment=experiment, journal=journal, claim=claim)
@@ -95,17 +95,19 @@ class SweepDriver:
         self._packs: dict[str, StartPack] = {}
         self._told: dict[str, str] = {}
         self._stopping: str | None = None
+        self.budget_ended = False
+        """It was the experiment's own budget that ended the sweep early."""
         self._started = time.monotonic()
         self._planned = plan.num_trials
         self._journal_decisions()
         self._sync()
         if control.look(machine, at_once=True):  # asked while nobody worked on it
-            self._take_in()
+            self.take_in()
 
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left."""
-        return self._machine.done
+        return self.machine.done
 
     @property
     def stopping(self) -> bool:
@@ -117,16 +119,39 @@ class SweepDriver:
         """Why the sweep was ended early, if it was."""
         return self._stopping
 
+    @property
+    def paused(self) -> bool:
+        """Nothing new is to start."""
+        return self._control.paused is not None
+
+    def may_start(self, start: StartPack) -> bool:
+        """The budgets let something start that is no pack of the machine; else the sweep is stopped."""
+        if self._purse.may_start(start):
+            return True
+        if not self.stopping:
+            self._stop(self._purse.refused or "", by_budget=not self._purse.by_team)
+        return False
+
+    def pack_settled(self, pack_id: str, scores: Mapping[tuple[str, int], CellScore]) -> None:
+        """What `may_start` let start has ended, with these scores."""
+        self._known.update(scores)
+        self._purse.ended(pack_id)
+
+    def outside_told(self, cell: str, state: TrialState) -> None:
+        """A trial that runs outside of packs now stands so."""
+        self.machine.tell_outside(cell, state)
+        self._sync([cell])
+
     def next_pack(self) -> str | None:
         """Asks the machine and writes the pack's assignment before Ray Tune hears of it."""
         if not self._packs:
             self.tick()  # with nothing running Ray Tune only asks, and its loop does not turn
         if self.stopping or self._control.paused is not None:
             return None
-        start = self._machine.next(self._purse.may_start)
+        start = self.machine.next(self._purse.may_start)
         if start is None:
-            if self._purse.closed() and not self._packs and not self._machine.done:
-                self._stop(self._purse.refused or "")
+            if self._purse.closed() and not self._packs and not self.machine.done:
+                self._stop(self._purse.refused or "", by_budget=not self._purse.by_team)
             return None
         self._packs[start.pack_id] = start
         assignment = self._assignment(start)
@@ -137,21 +162,21 @@ class SweepDriver:
     def pack_ended(self, pack_id: str, *, failed: bool) -> None:
         """Reads the pack's scores from the journal; what is not there did not happen."""
         start = self._packs.pop(pack_id)
-        found = self._journal.cell_scores(start.cells, [start.to_epoch])
-        complete = all((c, start.to_epoch) in found or self._machine.is_withdrawn(c) for c in start.cells)
+        found = self.journal.cell_scores(start.cells, [start.to_epoch])
+        complete = all((c, start.to_epoch) in found or self.machine.is_withdrawn(c) for c in start.cells)
         self._known.update(found)
         if complete:
-            self._machine.report(PackDone(pack_id, {cell: score for (cell, _), score in found.items()}))
+            self.machine.report(PackDone(pack_id, {cell: score for (cell, _), score in found.items()}))
         elif self.stopping:
-            self._machine.report(PackStopped(pack_id, self._stopping or ""))
+            self.machine.report(PackStopped(pack_id, self._stopping or ""))
         else:
-            self._machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
+            self.machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
         if not complete:
             self._meter_last_attempt(pack_id)
         self._purse.ended(pack_id)
-        self._take_in()
+        self.take_in()
 
-    def _take_in(self) -> None:
+    def take_in(self) -> None:
         """What can join the plan joins; what was decided and how trials stand is recorded."""
         if not self.stopping:
             self._trials.update({t.cell: t for group in self._grow() for t in group.trials})
@@ -172,16 +197,19 @@ class SweepDriver:
         self._lease.check()
         now = time.monotonic()
         if self._stopping is None:
-            reason = self._stop_requested() or self._over_budget(now) or self._purse.tick()
-            if reason is not None:
-                self._stop(reason)
-            elif self._control.look(self._machine):
-                self._take_in()
+            if (asked := self._stop_requested()) is not None:
+                self._stop(asked)
+            elif (reason := self._over_budget(now)) is not None:
+                self._stop(reason, by_budget=True)
+            elif (reason := self._purse.tick()) is not None:
+                self._stop(reason, by_budget=not self._purse.by_team)
+            elif self._control.look(self.machine):
+                self.take_in()
         self._watch(self.snapshot())
 
-    def _stop(self, reason: str) -> None:
-        self._stopping = reason
-        self._machine.report(TimeUp(reason))
+    def _stop(self, reason: str, *, by_budget: bool = False) -> None:
+        self._stopping, self.budget_ended = reason, by_budget
+        self.machine.report(TimeUp(reason))
         self._sync()
 
     def snapshot(self) -> Tick:
@@ -191,7 +219,7 @@ class SweepDriver:
         done_epochs = 0
         sign = self.experiment.objective.direction.sign
         for cell, trial in self._trials.items():
-            state = self._machine.state_of(cell)
+            state = self.machine.state_of(cell)
             states[state.state] = states.get(state.state, 0) + 1
             over = state.state in ENDED
             done_epochs += self.experiment.search.max_epochs if over else state.epoch
@@ -216,17 +244,18 @@ class SweepDriver:
 
     def _meter_last_attempt(self, pack_id: str) -> None:
         """Charges an attempt whose process was ended or died before it could charge itself."""
-        tried = [a for a in self._journal.attempts(self.claim.key) if a.pack_id == pack_id]
+        tried = [a for a in self.journal.attempts(self.claim.key) if a.pack_id == pack_id]
         if tried and tried[-1].state == "running":
-            held_s, resources = time.time() - tried[-1].started, self.experiment.resources
+            since = tried[-1].layout.get("unpaid_since", tried[-1].started)
+            held_s, resources = time.time() - since, self.experiment.resources
             cpu_s, gpu_s = held_s * resources.cpus, held_s * resources.gpus
-            self._journal.meter(key=self.claim.key, what="ended packs", wall_s=held_s, cpu_s=cpu_s, gpu_s=gpu_s)
+            self.journal.meter(key=self.claim.key, what="ended packs", wall_s=held_s, cpu_s=cpu_s, gpu_s=gpu_s)
 
     def _sync(self, cells: Sequence[str] | None = None) -> None:
         """Writes states that changed to the journal, and tells of trials that ended."""
         updates, ended = [], []
         for cell in self._trials if cells is None else cells:
-            state = self._machine.state_of(cell)
+            state = self.machine.state_of(cell)
             told = f"{state.state}/{state.epoch}"
             if self._told.get(cell) == told:
                 continue
@@ -242,13 +271,13 @@ class SweepDriver:
             )
             if state.state in ENDED:
                 ended.append(cell)
-        self._journal.set_trial_states(self.claim, updates)
+        self.journal.set_trial_states(self.claim, updates)
         if ended:
             self._on_end(ended)
 
     def _journal_decisions(self) -> None:
-        for decision in self._machine.drain_decisions():
-            self._journal.decide(
+        for decision in self.machine.drain_decisions():
+            self.journal.decide(
                 kind="rung",
                 subject=decision.group,
                 actor="halving",
@@ -283,7 +312,7 @@ class SweepDriver:
         return Seat(cell=trial.cell, seed=trial.seed, config=trial.config, source=source)
 
     def _why_lost(self, pack_id: str, *, failed: bool) -> str:
-        said = [a for a in self._journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
+        said = [a for a in self.journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
         if said:
             return str(said[-1].reason)
         return "the worker process died before it could say why" if failed else "the worker ended without a score"
@@ -295,7 +324,7 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
     trainable = tune.with_resources(
         tune.with_parameters(train_pack, post=post), {"CPU": resources.cpus, "GPU": resources.gpus}
     )
-    _quiet()
+    quiet()
     tune.Tuner(
         trainable,
         param_space={},
@@ -317,10 +346,12 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
     driver.close()
 
 
-def _quiet() -> None:
-    """Ray Tune's own progress, loggers and result files off: the journal, the curves and our progress say it all."""
+def quiet() -> None:
+    """Turns off Ray Tune's own progress, loggers and result files: the journal, the curves and our progress say it all."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a report without the metric ends its trial, not the sweep
+    os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")  # an actor that does not obey is killed
     os.environ["RAY_AIR_NEW_OUTPUT"] = "1"  # the old output prints a line for each pack that fails, verbose or not
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -27,7 +27,7 @@ import numpy as np
 from tiltyard.errors import ModelError
 from tiltyard.models import builder
 from tiltyard.sweep.engine.assignment import Assignment, Seat
-from tiltyard.types import OWN_TRAINING
+from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
 
 if TYPE_CHECKING:
     from tiltyard.sweep.engine.execute import Feed, Outcome
@@ -37,13 +37,16 @@ _POLL_S = 0.2
 
 
 def check_own(model: str) -> None:
-    """The function of ``train:package.module:function`` can be imported and called.
+    """The function of ``train:package.module:function``, or what ``tune:`` names, can be imported and called.
 
     Raises:
         ModelError: If not.
     """
     import inspect
 
+    if model.startswith(TUNE_TRAINABLE):
+        builder(model.removeprefix(TUNE_TRAINABLE))
+        return
     found = inspect.signature(builder(model.removeprefix(OWN_TRAINING))).parameters
     if len(found) < len(PARAMETERS):
         raise ModelError(
@@ -52,8 +55,12 @@ def check_own(model: str) -> None:
         )
 
 
-class _Child:
-    """The process; started again after it died."""
+class Child:
+    """The process in which training of a user's own runs; started again after it died.
+
+    Args:
+        folder: With the splits as NumPy files.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -168,7 +175,7 @@ def run_own(
         for split, feed in (("train", train), ("validation", validation)):
             for what, tensor in zip(("x", "y"), feed.all(), strict=True):
                 np.save(Path(name) / f"{what}_{split}.npy", tensor.numpy())
-        with _Child(Path(name)) as child:
+        with Child(Path(name)) as child:
             for done, seat in enumerate(assignment.seats, start=1):
                 began = time.perf_counter()
                 _run_seat(child, assignment, seat, outcome, withdrawn, trial_s)
@@ -178,7 +185,7 @@ def run_own(
 
 
 def _run_seat(
-    child: _Child,
+    child: Child,
     assignment: Assignment,
     seat: Seat,
     outcome: Outcome,
@@ -194,7 +201,7 @@ def _run_seat(
         return f"it took longer than budget.trial_s allows ({trial_s:g} s)" if time.monotonic() > until else None
 
     def on_report(epoch: Any, metrics: dict[str, Any]) -> str | None:
-        wrong = _wrong(epoch, metrics, assignment.metrics)
+        wrong = wrong_report(epoch, metrics, assignment.metrics)
         if wrong is None:
             scores = {m: float(metrics[m]) for m in assignment.metrics}
             outcome.add_point(seat.cell, epoch, float(metrics.get("train_loss", math.nan)), scores)
@@ -225,7 +232,7 @@ def _run_seat(
         outcome.failed[seat.cell] = reason
 
 
-def _wrong(epoch: Any, metrics: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
+def wrong_report(epoch: Any, metrics: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
     """What is wrong with a report, if anything."""
     if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
         return f"report() was told epoch {epoch!r}; a whole number from 1 on is wanted"

@@ -10,7 +10,7 @@ from typing import Any
 from tiltyard.errors import SpecError, TiltyardError
 from tiltyard.experiment import Resources
 from tiltyard.sweep.plan import Group, Trial
-from tiltyard.types import OWN_TRAINING
+from tiltyard.types import trains_itself
 
 QUEUE_MODELS = frozenset({"lightgbm"})
 """Models whose trials cannot step together: a pack of them is a queue, one after another."""
@@ -22,7 +22,7 @@ QUEUE_MEMBERS = 8
 
 def is_queued(model: str) -> bool:
     """A pack of this model's trials is a queue."""
-    return model in QUEUE_MODELS or model.startswith(OWN_TRAINING)
+    return model in QUEUE_MODELS or trains_itself(model)
 
 
 def shape_of(trial: Trial) -> str:
@@ -69,7 +69,7 @@ def check_trial(trial: Trial, validate: Callable[..., None] | None) -> None:
 
             check_config(trial.config)
             return
-        if trial.model.startswith(OWN_TRAINING):
+        if trains_itself(trial.model):
             from tiltyard.sweep.engine.own import check_own
 
             check_own(trial.model)

@@ -68,6 +68,8 @@ class Purse:
         self._refused_until = 0.0
         self.refused: str | None = None
         """Why the last pack that was asked for could not start; None once something changed."""
+        self.by_team = False
+        """The last that refused was the team's budget, which may be raised or given back to; not the experiment's own."""
 
     def may_start(self, start: StartPack) -> bool:
         """Reserves for a pack and says True, or reserves nothing and says False (`refused` says why)."""
@@ -140,8 +142,10 @@ class Purse:
 
     def _reserve(self, start: StartPack, seconds: float, now: float) -> None:
         ask = self._rate * seconds
+        self.by_team = False
         after = reserve(self._own, ask)
         hold = None
+        self.by_team = self._team is not None
         if self._team is not None:
             hold = self._journal.budgets.hold(self._team, claim=self._claim, pack_id=start.pack_id, ask=ask)
         self._own = after
@@ -149,7 +153,9 @@ class Purse:
 
     def _extend(self, pack: _Running, seconds: float) -> _Running:
         ask = self._rate * seconds
+        self.by_team = False
         after = reserve(self._own, ask)
+        self.by_team = pack.hold is not None
         hold = None if pack.hold is None else self._journal.budgets.extend(pack.hold, ask)
         self._own = after
         return replace(pack, seconds=pack.seconds + seconds, hold=hold)

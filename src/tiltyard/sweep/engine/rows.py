@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from tiltyard.journal import CellScore, TrialRow
+from tiltyard.journal import CellScore, Journal, TrialRow
 from tiltyard.sweep.engine.curves import Curves
 from tiltyard.sweep.engine.driver import ENDED
-from tiltyard.sweep.halving import TrialState
+from tiltyard.sweep.halving import FATES, TrialState
 from tiltyard.sweep.leaderboard import Result, beside
 from tiltyard.sweep.plan import Trial, replicate_number
 from tiltyard.tracking import TrialRecord
@@ -55,6 +55,16 @@ def trial_record(
         end_ms=now_ms,
         tags={"tiltyard.replicate": str(number)} if number else {},
     )
+
+
+def ended_outside(journal: Journal, key: str, cells: Sequence[str]) -> dict[str, TrialState]:
+    """How trials that run outside of packs stand, of those that have ended: what they did is not done again."""
+    wanted = set(cells)
+    return {
+        row.cell: TrialState(state=row.state, epoch=row.epoch, score=row.score, reason=row.reason)
+        for row in journal.trials(key)
+        if row.cell in wanted and row.state in FATES
+    }
 
 
 def results_of(

@@ -33,7 +33,7 @@ class Conductor(Protocol):
         """Running packs are to be ended now."""
 
 
-class _Led:
+class Led:
     """Holds the live driver, which stays behind when Ray Tune pickles or copies its ``Tuner`` into a folder."""
 
     _conductor: Conductor
@@ -48,7 +48,7 @@ class _Led:
         return self
 
 
-class PackSearcher(_Led, Searcher):
+class PackSearcher(Led, Searcher):
     """Hands out pack ids."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -88,7 +88,7 @@ class PackSearcher(_Led, Searcher):
         """Nothing; see `save`."""
 
 
-class Heartbeat(_Led, Callback):
+class Heartbeat(Led, Callback):
     """Ray Tune's event loop, as our clock."""
 
     def __init__(self, conductor: Conductor) -> None:
@@ -100,7 +100,7 @@ class Heartbeat(_Led, Callback):
         self._conductor.tick()
 
 
-class StopNow(_Led, Stopper):
+class StopNow(Led, Stopper):
     """Ends every running pack when the conductor says so; what is finished is in the journal."""
 
     def __init__(self, conductor: Conductor) -> None:

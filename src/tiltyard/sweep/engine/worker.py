@@ -97,7 +97,13 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
         rung=assignment.rung,
         cells=assignment.cells,
         device_kind=post.device,
-        layout={"members": len(assignment.seats), "chunk": chunk, "halved": halved, "pid": os.getpid()},
+        layout={
+            "members": len(assignment.seats),
+            "chunk": chunk,
+            "halved": halved,
+            "pid": os.getpid(),
+            "unpaid_since": _METER.unpaid_since(post),  # whoever must charge for this process, should it die
+        },
     )
     if attempt.number > 1:
         _METER.charge_lost(journal, post, assignment.pack_id, attempt.number - 1)
@@ -177,14 +183,18 @@ class _Meter:
         self._until = 0.0
         """To when the launch of the claim has paid for this process."""
 
-    def charge(self, journal: Journal, post: Post) -> None:
-        """Charges what was held since the last charge."""
+    def unpaid_since(self, post: Post) -> float:
+        """To when the launch has paid for this process: at first, to when the process began."""
         import psutil
 
-        now = time.time()
         if self._claim != post.claim:
             self._claim, self._until = post.claim, max(post.since, float(psutil.Process().create_time()))
-        _meter(journal, post, "packs", now - self._until)
+        return self._until
+
+    def charge(self, journal: Journal, post: Post) -> None:
+        """Charges what was held since the last charge."""
+        now = time.time()
+        _meter(journal, post, "packs", now - self.unpaid_since(post))
         self._until = now
 
     def charge_lost(self, journal: Journal, post: Post, pack_id: str, number: int) -> None:
@@ -192,7 +202,7 @@ class _Meter:
         for lost in journal.attempts(post.claim.key):
             died = (lost.pack_id, lost.number, lost.state) == (pack_id, number, "fenced")
             if died and lost.started >= post.since:
-                _meter(journal, post, "lost packs", time.time() - lost.started)
+                _meter(journal, post, "lost packs", time.time() - lost.layout.get("unpaid_since", lost.started))
 
 
 _METER = _Meter()

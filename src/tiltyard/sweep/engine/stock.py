@@ -1,0 +1,506 @@
+"""Trials that cannot share a pack, one Tune trial each, under a stock scheduler of Ray Tune: ASHA, PBT, or none.
+
+Of training of a user's own (``train:...``, where ``Search.scheduler`` says so) and of any Ray Tune trainable
+(``tune:package.module:name``, a function or a class). A trainable gets its hyperparameters as ``config``, with ``seed``,
+``data_seed`` and ``tiltyard_trial`` beside them; one that takes ``data`` (its second parameter, of a class's ``setup``) gets
+the splits (`tiltyard.sweep.engine.own_child.Data`). It reports the experiment's metrics; Ray Tune counts its reports as
+epochs.
+
+Stock schedulers judge each report against those that came before it, so what they stop depends on the order of events: a
+leaderboard with such trials names them so, and a resume runs anew what had not ended, with a scheduler that remembers
+nothing. Journal, curves, MLflow and leaderboard are the same as those of packs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray import tune
+from ray.tune import Callback, Stopper
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+
+from tiltyard.data.stream import open_feed
+from tiltyard.distributions import Choice
+from tiltyard.experiment import Experiment, Halving, Hyperband, Variant
+from tiltyard.journal import Attempt, CellScore
+from tiltyard.models import builder
+from tiltyard.sweep.engine.driver import SweepDriver, quiet
+from tiltyard.sweep.engine.execute import CURVES
+from tiltyard.sweep.engine.own import Child, wrong_report
+from tiltyard.sweep.engine.own_child import Data
+from tiltyard.sweep.engine.searcher import Led
+from tiltyard.sweep.engine.worker import Post
+from tiltyard.sweep.halving import StartPack, TrialState
+from tiltyard.sweep.plan import Group, Trial
+from tiltyard.sweep.space import value_at
+from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE, Mode
+
+TRIAL = "tiltyard_trial"
+"""Key of a trainable's configuration under which its trial's cell stands."""
+
+
+def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: int) -> None:
+    """Runs the trials of a group that have not ended, until all have or the sweep is stopped."""
+    trials = {t.cell: t for t in group.trials if driver.machine.state_of(t.cell).state == "planned"}
+    while driver.paused and not driver.stopping:
+        driver.tick()
+        time.sleep(0.2)
+    if not trials or driver.stopping:
+        return
+    experiment, resources = driver.experiment, driver.experiment.resources
+    conductor = _Conductor(driver, group, trials)
+    quiet()
+    tune.Tuner(
+        tune.with_resources(_trainable(group, experiment, post), {"CPU": resources.cpus, "GPU": resources.gpus}),
+        param_space=_param_space(list(trials.values())),
+        tune_config=tune.TuneConfig(
+            scheduler=_scheduler(conductor, experiment, group),
+            max_concurrent_trials=max_concurrent,
+            num_samples=1,
+            reuse_actors=False,  # whatever a user's trainable leaves behind ends with its process
+        ),
+        run_config=tune.RunConfig(
+            name=f"{driver.claim.key[:16]}-{group.name.replace('/', '-').replace('@', '-')}-{int(time.time())}",
+            storage_path=driver.layout.storage.uri("tune"),
+            verbose=0,
+            callbacks=[_Told(conductor)],
+            stop=_Stop(conductor),
+        ),
+    ).fit()
+    conductor.close()
+
+
+class _Conductor:
+    """Records what Ray Tune tells of the group's trials, and says which of them are to be ended."""
+
+    def __init__(self, driver: SweepDriver, group: Group, trials: Mapping[str, Trial]) -> None:
+        self.driver, self.group, self.trials = driver, group, trials
+        self.max_epochs = group.rungs[-1]
+        self.controller: Any = None
+        self.running: dict[str, tuple[Attempt, float]] = {}
+        self._points: dict[str, list[dict[str, Any]]] = {}
+        self._wrong: dict[str, str] = {}
+        self._by_scheduler: set[str] = set()
+        self._ended: set[str] = set()
+
+    def start(self, tune_trial: Any) -> None:
+        """A trial begins, or goes on after PBT paused it."""
+        cell = _cell(tune_trial)
+        if cell in self.running or cell in self._ended:
+            return
+        pack_id = self._pack_id(cell)
+        if not self.driver.may_start(
+            StartPack(
+                pack_id=pack_id,
+                group=self.group.name,
+                rung=0,
+                from_epoch=0,
+                to_epoch=self.max_epochs,
+                cells=(cell,),
+            )
+        ):
+            return
+        attempt = self.driver.journal.start_attempt(
+            self.driver.claim,
+            pack_id,
+            rung=0,
+            cells=[cell],
+            device_kind="tune",
+            layout={"scheduler": self.group.scheduler},
+        )
+        self.running[cell] = attempt, time.time()
+        self._tell(cell, TrialState(state="running"))
+
+    def report(self, tune_trial: Any, result: Mapping[str, Any]) -> bool:
+        """Takes a report in; True where the trial is to end with it."""
+        cell, epoch = _cell(tune_trial), result.get("training_iteration", 0)
+        metrics = self.driver.experiment.objective.metrics
+        told = {name: result[name] for name in (*metrics, "train_loss") if name in result}
+        if result.get("done") and not told:  # Ray Tune's own word at the end of a function
+            return False
+        wrong = wrong_report(epoch, told, metrics)
+        if wrong is not None:
+            self._wrong.setdefault(cell, wrong)
+            return True
+        point = {"cell": cell, "epoch": epoch, "train_loss": _number(told.get("train_loss"))}
+        self._points.setdefault(cell, []).append(point | {m: float(told[m]) for m in metrics})
+        return epoch >= self.max_epochs or self.driver.machine.is_withdrawn(cell)
+
+    def scheduler_said_stop(self, tune_trial: Any) -> None:
+        """The stock scheduler has stopped this trial."""
+        self._by_scheduler.add(_cell(tune_trial))
+
+    def is_wrong(self, tune_trial: Any) -> bool:
+        """Its last report was none."""
+        return _cell(tune_trial) in self._wrong
+
+    def turn(self, tune_trials: list[Any]) -> None:
+        """At each turn of Ray Tune's loop: obeys, and ends trials that hear nothing."""
+        self.driver.tick()
+        limit = self.driver.experiment.budget.trial_s
+        for tune_trial in tune_trials:
+            cell = _cell(tune_trial)
+            if cell not in self.running:
+                continue
+            if limit is not None and time.time() - self.running[cell][1] > limit:
+                self._wrong.setdefault(cell, f"it took longer than budget.trial_s allows ({limit:g} s)")
+            elif not self.driver.machine.is_withdrawn(cell):
+                continue
+            self.controller.stop_trial(tune_trial)
+
+    def end(self, tune_trial: Any, error: str | None = None) -> None:
+        """A trial has ended: its curve to storage, then its completion to the journal, then how it stands."""
+        cell = _cell(tune_trial)
+        if cell in self._ended or cell not in self.running:
+            return
+        attempt, since = self.running.pop(cell)
+        held_s = time.time() - since
+        points = _last_of_each_epoch(self._points.get(cell, []))
+        reason = self._wrong.get(cell) or error
+        if self.driver.stopping and reason is None and cell not in self._by_scheduler and not self._whole(points):
+            self._leave(cell, attempt, held_s)
+            return
+        self._ended.add(cell)
+        metric = self.driver.experiment.objective.metric
+        if reason is None and not points:
+            reason = f"it ended without a report; tune.report({{{metric!r}: ...}}) is wanted"
+        epoch = int(points[-1]["epoch"]) if points else 0
+        uri = self.driver.layout.attempt(attempt.pack_id, attempt.number)
+        with self.driver.layout.storage.writing(uri) as folder:
+            columns = {name: [p[name] for p in points] for name in points[0]} if points else {"cell": [], "epoch": []}
+            pq.write_table(pa.table(columns), folder / CURVES)
+        names = self.driver.experiment.objective.metrics
+        score = CellScore(
+            cell=cell,
+            epoch=epoch,
+            metrics={m: points[-1][m] for m in names} if points and reason is None else {},
+            storage_uri=uri,
+            pack_id=attempt.pack_id,
+            attempt=attempt.number,
+            seconds=held_s,
+            failed=reason,
+        )
+        self._meter(held_s)
+        self.driver.journal.finish_attempt(attempt, scores=[score], metered_s=held_s, storage_uri=uri)
+        self.driver.pack_settled(attempt.pack_id, {(cell, epoch): score})
+        self._tell(cell, self._state(cell, epoch, points, reason, tune_trial))
+
+    def close(self) -> None:
+        """Ray Tune has ended; what it says nothing of goes on another time, or failed."""
+        for cell, (attempt, since) in list(self.running.items()):
+            self._leave(cell, attempt, time.time() - since)
+        for cell in self.trials:
+            if self.driver.machine.state_of(cell).state in {"planned", "running"} and not self.driver.stopping:
+                self._tell(cell, TrialState(state="failed", reason="Ray Tune never ran it"))
+
+    def _leave(self, cell: str, attempt: Attempt, held_s: float) -> None:
+        self.running.pop(cell, None)
+        self._meter(held_s)
+        reason = self.driver.stop_reason or "its process ended with Ray Tune"
+        self.driver.journal.fail_attempt(attempt, reason, held_s)
+        self.driver.pack_settled(attempt.pack_id, {})
+        if not self.driver.machine.is_withdrawn(cell):
+            self._tell(cell, TrialState(state="interrupted" if self.driver.stopping else "failed", reason=reason))
+
+    def _whole(self, points: list[dict[str, Any]]) -> bool:
+        return bool(points) and int(points[-1]["epoch"]) >= self.max_epochs
+
+    def _state(
+        self, cell: str, epoch: int, points: list[dict[str, Any]], reason: str | None, tune_trial: Any
+    ) -> TrialState:
+        if reason is not None:
+            return TrialState(state="failed", epoch=epoch, reason=reason)
+        value = float(points[-1][self.driver.experiment.objective.metric])
+        name = self.group.scheduler
+        if cell in self._by_scheduler and epoch < self.max_epochs:
+            why = f"stopped by {name} at epoch {epoch}, which depends on the order of events"
+            return TrialState(state="stopped", epoch=epoch, score=value, reason=why)
+        trial = self.trials[cell]
+        now = {k: v for k, v in tune_trial.config.items() if k in trial.config}
+        changed = {k: v for k, v in now.items() if repr(v) != repr(trial.config[k])}
+        told = ", ".join(f"{k} to {v:.4g}" if isinstance(v, float) else f"{k} to {v}" for k, v in changed.items())
+        why = f"{name} changed {told}"
+        return TrialState(state="done", epoch=epoch, score=value, reason=why if changed else None)
+
+    def _tell(self, cell: str, state: TrialState) -> None:
+        self.driver.outside_told(cell, state)
+
+    def _meter(self, held_s: float) -> None:
+        resources = self.driver.experiment.resources
+        self.driver.journal.meter(
+            key=self.driver.claim.key,
+            what="tune trials",
+            wall_s=held_s,
+            cpu_s=held_s * resources.cpus,
+            gpu_s=held_s * resources.gpus,
+        )
+
+    def _pack_id(self, cell: str) -> str:
+        return f"{self.group.name}/t{self.trials[cell].index:03d}"
+
+
+class _Told(Led, Callback):
+    """What Ray Tune tells."""
+
+    def __init__(self, conductor: _Conductor) -> None:
+        self._conductor: Any = conductor
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's actor is up."""
+        del iteration, trials, info
+        self._conductor.start(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial came to its end, or was ended."""
+        del iteration, trials, info
+        self._conductor.end(trial)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial raised, or its process died."""
+        del iteration, trials, info
+        self._conductor.end(trial, error=_why(trial))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """After every turn of the loop."""
+        del iteration, info
+        self._conductor.turn(trials)
+
+
+class _Stop(Led, Stopper):
+    """Takes every report in before the scheduler sees it; one that is none ends its trial."""
+
+    def __init__(self, conductor: _Conductor) -> None:
+        self._conductor: Any = conductor
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """True where this trial is to end."""
+        controller = self._conductor.controller
+        return bool(self._conductor.report(controller.get_trial(trial_id), result))
+
+    def stop_all(self) -> bool:
+        """True once the whole sweep is to stop."""
+        return bool(self._conductor.driver.stopping)
+
+
+class _Guarded(Led):
+    """A stock scheduler that is never shown what is no report, and whose stops are noted."""
+
+    _conductor: Any
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Notes the controller, for ending trials that hear nothing."""
+        self._conductor.controller = tune_controller
+        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """The scheduler's word."""
+        said: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        if said == FIFOScheduler.STOP:
+            self._conductor.scheduler_said_stop(trial)
+        return said
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Told only where there is something to tell."""
+        if result and not self._conductor.is_wrong(trial):
+            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
+
+
+class _Asha(_Guarded, ASHAScheduler):
+    """ASHA, guarded."""
+
+
+class _Pbt(_Guarded, PopulationBasedTraining):
+    """PBT, guarded."""
+
+
+class _Fifo(_Guarded, FIFOScheduler):
+    """No scheduler, guarded."""
+
+
+def _scheduler(conductor: _Conductor, experiment: Experiment, group: Group) -> Any:
+    metric, mode = experiment.objective.metric, "max" if experiment.objective.direction is Mode.MAX else "min"
+    halving = experiment.search.halving
+    grace = halving.rungs[0] if isinstance(halving, Halving) else 1
+    eta = halving.eta if isinstance(halving, Hyperband) else max(2, round(1 / halving.keep)) if halving else 3
+    made: Any
+    if group.scheduler == "asha":
+        made = _Asha(
+            metric=metric,
+            mode=mode,
+            max_t=group.rungs[-1],
+            grace_period=min(grace, group.rungs[-1]),
+            reduction_factor=eta,
+            stop_last_trials=False,
+        )
+    elif group.scheduler == "pbt":
+        variant = next(v for v in experiment.variants if v.name == group.variant)
+        made = _Pbt(
+            time_attr="training_iteration",
+            metric=metric,
+            mode=mode,
+            perturbation_interval=grace,
+            hyperparam_mutations=_mutations(variant),
+        )
+    else:
+        made = _Fifo()  # type: ignore[no-untyped-call]
+    made._conductor = conductor
+    return made
+
+
+def _mutations(variant: Variant) -> dict[str, Any]:
+    """How PBT draws a parameter anew: as the space does."""
+    found: dict[str, Any] = {}
+    for name, dist in variant.space.items():
+        if isinstance(dist, Choice):
+            found[name] = list(dist.values)
+        else:
+            found[name] = _Draw(dist)
+    return found
+
+
+class _Draw:
+    """A distribution as a function without arguments, as PBT wants it."""
+
+    def __init__(self, dist: Any) -> None:
+        self._dist = dist
+
+    def __call__(self) -> Any:
+        return value_at(self._dist, float(np.random.random()))
+
+
+def _param_space(trials: list[Trial]) -> dict[str, Any]:
+    """Each trial once, with its own configuration."""
+    configs = {t.cell: {**t.config, "seed": t.seed, "data_seed": t.data_seed} for t in trials}
+    names = sorted({name for config in configs.values() for name in config})
+    space: dict[str, Any] = {TRIAL: tune.grid_search(list(configs))}
+    for name in names:
+        space[name] = tune.sample_from(_Of(configs, name))
+    return space
+
+
+class _Of:
+    """One parameter of the trial that is being made; None where a condition leaves it out."""
+
+    def __init__(self, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
+        self._values = {cell: config.get(name) for cell, config in configs.items()}
+
+    def __call__(self, spec: Any) -> Any:
+        return self._values[spec.config[TRIAL]]
+
+
+def _trainable(group: Group, experiment: Experiment, post: Post) -> Any:
+    data, paths = _data(group, experiment, post), post.import_paths
+    if group.model.startswith(OWN_TRAINING):
+        function, metrics = group.model.removeprefix(OWN_TRAINING), experiment.objective.metrics
+        return tune.with_parameters(_own, data=data, function=function, metrics=metrics, import_paths=paths)
+    model = group.model.removeprefix(TUNE_TRAINABLE)
+    guest = _Guest if inspect.isclass(builder(model)) else _guest
+    return tune.with_parameters(guest, data=data, model=model, import_paths=paths)
+
+
+def _guest(config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...]) -> None:
+    """A user's function trainable, found where the driver finds it."""
+    _find_also(import_paths)
+    found: Any = builder(model)
+    found(config, **({"data": data} if "data" in inspect.signature(found).parameters else {}))
+
+
+class _Guest(tune.Trainable):
+    """A user's class trainable, found where the driver finds it: becomes it when it is set up."""
+
+    def setup(self, config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...]) -> None:  # type: ignore[override]
+        """Becomes the user's class, and sets that up."""
+        _find_also(import_paths)
+        found: Any = builder(model)
+        self.__class__ = found
+        found.setup(self, config, **({"data": data} if "data" in inspect.signature(found.setup).parameters else {}))
+
+
+def _find_also(import_paths: tuple[str, ...]) -> None:
+    sys.path += [path for path in import_paths if path not in sys.path]
+
+
+def _data(group: Group, experiment: Experiment, post: Post) -> Data:
+    """The splits as arrays; Ray keeps them once a node."""
+    arrays: dict[str, Any] = {}
+    first = group.trials[0]
+    for split in ("train", "validation"):
+        feed = open_feed(
+            post.splits[group.dataset], split=split, batch_size=64, data_seed=first.data_seed, device="cpu"
+        )
+        x, y = feed.all()
+        arrays |= {f"x_{split}": x.numpy(), f"y_{split}": y.numpy()}
+    return Data(
+        **arrays,
+        task=str(first.task),
+        num_outputs=first.num_outputs,
+        epochs=experiment.search.max_epochs,
+        seed=first.seed,
+    )
+
+
+def _own(
+    config: dict[str, Any], data: Data, function: str, metrics: tuple[str, ...], import_paths: tuple[str, ...]
+) -> None:
+    """Training of a user's own as a Ray Tune trainable: in a process of its own, each report passed on."""
+    _find_also(import_paths)
+    given = {k: v for k, v in config.items() if k not in {TRIAL, "seed", "data_seed"} and v is not None}
+    asked = {
+        "train": function,
+        "config": given,
+        "seed": config["seed"],
+        "epochs": data.epochs,
+        "task": data.task,
+        "num_outputs": data.num_outputs,
+    }
+
+    def on_report(epoch: Any, scores: dict[str, Any]) -> str | None:
+        wrong = wrong_report(epoch, scores, metrics)
+        if wrong is None:
+            tune.report({name: float(value) for name, value in scores.items()})
+        return wrong
+
+    with tempfile.TemporaryDirectory(prefix="tiltyard-") as name:
+        for what in ("x_train", "y_train", "x_validation", "y_validation"):
+            np.save(Path(name) / f"{what}.npy", getattr(data, what))
+        with Child(Path(name)) as child:
+            failed = child.train(asked, on_report, _never)
+    if failed is not None:
+        raise RuntimeError(failed)
+
+
+def _never() -> None:
+    return None
+
+
+def _cell(tune_trial: Any) -> str:
+    return str(tune_trial.config[TRIAL])
+
+
+def _why(tune_trial: Any) -> str:
+    """The last line of what Ray Tune says of an error."""
+    error = tune_trial.get_error()
+    told = str(error or "its process died before it could say why")
+    lines = [line for line in told.strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:2000] if lines else type(error).__name__
+
+
+def _last_of_each_epoch(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """PBT goes back to a checkpoint and reports epochs again: the last word stands."""
+    found = {int(p["epoch"]): p for p in points}
+    last = int(points[-1]["epoch"]) if points else 0
+    return [found[e] for e in sorted(found) if e <= last]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan

@@ -1,0 +1,108 @@
+"""Ray Tune's own schedulers over what shares no pack: recorded, ranked and tracked as everything else, named order-dependent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sweeps
+from mlflow import MlflowClient
+
+from tiltyard.distributions import choice, uniform
+from tiltyard.experiment import Budget, Halving, Search, Variant
+from tiltyard.journal import Journal
+from tiltyard.report.record import curve_of
+from tiltyard.settings import Settings
+from tiltyard.types import DatasetRef
+
+pytestmark = pytest.mark.ray
+
+HOWS = ("string", "exit", "silent", "never")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return sweeps.commit_small_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def settings(ray_session: None, tmp_path: Path, data: str) -> Settings:
+    return sweeps.settings_at(tmp_path / "home", data)
+
+
+def test_sweep_of_trainables_under_asha_beside_packs_ends_each_in_a_named_state(settings: Settings) -> None:
+    curve = Variant(name="curve", model="tune:users_trainables:curve", space={"height": uniform(0.1, 0.9)}, trials=3)
+    bad = Variant(name="bad", model="tune:users_trainables:misbehave", space={"how": choice(*HOWS)}, trials=4)
+    own = Variant(name="own", model="train:users_training:nearest", fixed={"scale": 1.0}, trials=1)
+    mlp = sweeps.MLP.model_copy(update={"trials": 2})
+    points: dict[str, Any] = {
+        "curve": tuple({"height": h} for h in (0.9, 0.5, 0.1)),
+        "bad": tuple({"how": how} for how in HOWS),
+    }
+    wanted = sweeps.experiment(
+        variants=(curve, bad, own, mlp),
+        datasets=(DatasetRef("rings"),),
+        search=Search(trials=10, halving=Halving(rungs=(1, 4), keep=1 / 2), scheduler="asha", points=points),
+        budget=Budget(trial_s=6),
+    )
+    outcome = sweeps.run_launch(settings, wanted)
+    assert outcome.state == "finished"
+    assert outcome.leaderboard.order_dependent == ("curve", "bad", "own")
+    rows = {r.name: r for r in outcome.leaderboard.tables["rings"]}
+    assert len(rows) == 10
+
+    reasons = [rows[f"bad@rings/{i:03d}"].reason for i in range(4)]
+    assert {rows[f"bad@rings/{i:03d}"].state for i in range(4)} == {"failed"}
+    assert reasons[0] == "report() was told accuracy='high'; a number is wanted"
+    assert reasons[1]
+    assert reasons[2] == "it ended without a report; tune.report({'accuracy': ...}) is wanted"
+    assert reasons[3] == "it took longer than budget.trial_s allows (6 s)"
+
+    curves = [rows[f"curve@rings/{i:03d}"] for i in range(3)]
+    assert (curves[0].state, curves[0].epoch) == ("done", 4)
+    for row in curves:
+        assert row.state in {"done", "stopped"}
+        assert row.validation == pytest.approx(row.config["height"] * (1 - 0.5**row.epoch))
+        if row.state == "stopped":
+            assert row.reason == f"stopped by asha at epoch {row.epoch}, which depends on the order of events"
+    assert (rows["own@rings/000"].state, rows["own@rings/000"].epoch) == ("done", 4)
+    assert {rows[f"mlp@rings/{i:03d}"].state for i in range(2)} == {"done", "stopped"}
+    tested = [r.variant for r in rows.values() if r.test is not None]
+    assert set(tested) == {"mlp"}
+
+    with Journal.open(settings.journal_uri) as journal:
+        best = curves[0].cell
+        told = curve_of(journal.cell_scores([best]), best)
+        assert [p["epoch"] for p in told] == [1, 2, 3, 4]
+        assert told[0]["accuracy"] == pytest.approx(0.45)
+        assert {a.state for a in journal.attempts(outcome.claim.key)} == {"done"}
+        assert journal.spend(outcome.claim.key).by_what["tune trials"] > 0
+    client = MlflowClient(tracking_uri=settings.tracking_uri)
+    history = client.get_metric_history(outcome.run_ids[best], "accuracy")
+    assert [m.step for m in history] == [1, 2, 3, 4]
+
+    reused = sweeps.run_launch(settings, wanted)
+    assert (reused.state, reused.leaderboard) == ("reused", outcome.leaderboard)
+
+
+def test_sweep_of_a_trainable_under_pbt_says_what_it_changed(settings: Settings, tmp_path: Path) -> None:
+    steps = Variant(
+        name="steps",
+        model="tune:users_trainables:Steps",
+        fixed={"folder": str(tmp_path), "together": 2},
+        space={"rate": uniform(0.001, 0.1)},
+    )
+    points: dict[str, Any] = {"steps": ({"rate": 0.001}, {"rate": 0.1})}
+    search = Search(trials=2, epochs=6, scheduler="pbt", points=points)
+    outcome = sweeps.run_launch(
+        settings, sweeps.experiment(variants=(steps,), datasets=(DatasetRef("rings"),), search=search)
+    )
+    assert outcome.leaderboard.order_dependent == ("steps",)
+    rows = {r.name: r for r in outcome.leaderboard.tables["rings"]}
+    slow, quick = rows["steps@rings/000"], rows["steps@rings/001"]
+    assert {(r.state, r.epoch) for r in (slow, quick)} == {("done", 6)}
+    assert slow.validation is not None
+    assert slow.validation > 6 * 0.001
+    assert slow.reason is not None
+    assert slow.reason.startswith("pbt changed rate to ")
