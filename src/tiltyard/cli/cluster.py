@@ -186,10 +186,17 @@ def wait(
     context: str | None = CONTEXT,
     namespace: str | None = NAMESPACE,
     timeout: float = typer.Option(600.0, min=1.0, help="Seconds, for everything together."),
+    kinds: list[str] | None = typer.Option(None, "--for", help="Only objects of this kind; repeatable."),
 ) -> None:
     """Wait until the cluster is ready; say what holds it up where it is not."""
+    from tiltyard.kuberay.waiting import WAITED_FOR
+
+    unknown = sorted(set(kinds or ()) - WAITED_FOR)
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r}; wanted one of {', '.join(sorted(WAITED_FOR))}", param_hint="--for")
     one = _variant(Path(spec), overlay, namespace)
-    _wait(_connect(context), _manifests(Path(spec), one), timeout)
+    wanted = [m for m in _manifests(Path(spec), one) if not kinds or m["kind"] in kinds]
+    _wait(_connect(context), wanted, timeout)
 
 
 @app.command()

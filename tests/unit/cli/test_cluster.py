@@ -93,6 +93,7 @@ def test_apply_diff_status_and_delete_tell_one_story(run: Run, server: kube_api.
         "cluster", "wait", "--overlay", "small", "--timeout", 1, *ON, code=1
     )
     server.set_status(server.named("RayCluster", "lab"), state="ready")
+    assert "Ready: RayCluster/lab." in run("cluster", "wait", "--overlay", "small", "--for", "RayCluster", *ON)
     for kind, name in (("Deployment", "lab-mlflow"), ("StatefulSet", "lab-postgres")):
         server.set_status(server.named(kind, name), readyReplicas=1)
     assert "Ready: " in run("cluster", "wait", "--overlay", "small", *ON)
@@ -192,6 +193,7 @@ def test_submit_shows_its_plan_and_refuses_a_cluster_of_another_ray(run: Run, mo
         (("submit", "none.py", "--address", "http://x"), "There is no job file"),
         (("submit", "job.py", "--ephemeral", "--cluster", "x"), "takes no --cluster"),
         (("cluster", "start", "none.yaml"), "cannot be read"),
+        (("cluster", "wait", "--for", "Pod"), "wanted one of Deployment"),
         (("cluster", "render", "--spec", "none.py"), "There is no none.py"),
         (("cluster", "apply", "--context", "none"), "No way to Kubernetes"),
     ],
