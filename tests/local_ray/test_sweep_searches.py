@@ -155,7 +155,7 @@ class OwnMeter(Silent):
 def test_sweep_with_a_budget_of_cpu_hours_ends_what_runs_when_it_is_used_up_and_charges_what_was_held(
     settings: Settings, journal: Journal
 ) -> None:
-    limit_s = 12.0
+    limit_s = 10.0
     endless, meter = Search(trials=4, epochs=10**6), OwnMeter(settings)
     outcome = sweeps.run_launch(settings, on_rings(search=endless, budget=Budget(cpu_hours=limit_s / 3600)), meter)
     held_s, charged_s = meter.held_s(), journal.spend(outcome.claim.key).cpu_s

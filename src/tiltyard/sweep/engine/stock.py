@@ -92,6 +92,13 @@ class _Conductor:
         self._wrong: dict[str, str] = {}
         self._by_scheduler: set[str] = set()
         self._ended: set[str] = set()
+        self._tune_trials: dict[str, Any] = {}
+
+    def of(self, trial_id: str) -> Any:
+        """Ray Tune's trial with an id."""
+        if trial_id not in self._tune_trials:
+            self._tune_trials = {t.trial_id: t for t in self.controller.get_trials()}
+        return self._tune_trials[trial_id]
 
     def start(self, tune_trial: Any) -> None:
         """A trial begins, or goes on after PBT paused it."""
@@ -284,8 +291,7 @@ class _Stop(Led, Stopper):
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """True where this trial is to end."""
-        controller = self._conductor.controller
-        return bool(self._conductor.report(controller.get_trial(trial_id), result))
+        return bool(self._conductor.report(self._conductor.of(trial_id), result))
 
     def stop_all(self) -> bool:
         """True once the whole sweep is to stop."""
@@ -361,6 +367,8 @@ def _mutations(variant: Variant) -> dict[str, Any]:
     """How PBT draws a parameter anew: as the space does."""
     found: dict[str, Any] = {}
     for name, dist in variant.space.items():
+        if dist.only_if:  # where it is left out there is nothing to change
+            continue
         if isinstance(dist, Choice):
             found[name] = list(dist.values)
         else:

@@ -1,0 +1,177 @@
+"""What becomes of a Tune trial that hears nothing, of one that a person stops, and of those that a stop leaves behind.
+
+Ray Tune's controller and trials are fakes that know what is asked of them here and nothing of actors or processes: the real
+ones are held by ``tests/local_ray/test_sweep_stock.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tiltyard import Budget, DatasetRef, Experiment, Objective, Search, Variant, uniform
+from tiltyard.journal import Journal, Owner
+from tiltyard.sweep.engine import stock
+from tiltyard.sweep.engine.control import Control
+from tiltyard.sweep.engine.driver import SweepDriver
+from tiltyard.sweep.engine.layout import Layout, Storage
+from tiltyard.sweep.engine.lease import keep_alive
+from tiltyard.sweep.engine.rows import trial_row
+from tiltyard.sweep.growth import Growth
+from tiltyard.sweep.halving import Machine
+from tiltyard.sweep.plan import DatasetFacts, plan
+from tiltyard.types import Mode, Task
+
+FACTS = {
+    "digits": DatasetFacts(
+        name="digits",
+        version=1,
+        content_digest="d",
+        features=("x",),
+        task=Task.MULTICLASS,
+        split_rows={"train": 60, "validation": 20},
+        input_shape=(4,),
+        num_outputs=3,
+    )
+}
+EXPERIMENT = Experiment(
+    name="demo",
+    variants=(Variant(name="own", model="tune:users_trainables:curve", space={"height": uniform(0, 1)}),),
+    datasets=(DatasetRef("digits"),),
+    objective=Objective(metric="accuracy"),
+    search=Search(trials=3, epochs=4, scheduler="asha"),
+    budget=Budget(trial_s=50),
+)
+
+
+class Sweep:
+    """A driver with its conductor, and three Tune trials that run."""
+
+    def __init__(self, journal: Journal, folder: Path) -> None:
+        first = plan(EXPERIMENT, FACTS, code_digest="c")
+        self.claim = journal.claim(first.key, experiment="demo", spec="{}", owner=Owner.here())
+        journal.add_trials(self.claim, [trial_row(first.key, t) for t in first.trials])
+        self.machine = Machine(
+            first.groups,
+            metric="accuracy",
+            mode=Mode.MAX,
+            pack_size=lambda group, trials: 2,
+            shape=lambda trial: "",
+            known={},
+        )
+        growth = Growth(experiment=EXPERIMENT, plan=first, facts=FACTS, code_digest="c", known={})
+        self.stop: str | None = None
+        self.driver = SweepDriver(
+            plan=first,
+            experiment=EXPERIMENT,
+            journal=journal,
+            claim=self.claim,
+            lease=keep_alive(journal, self.claim),
+            layout=Layout(Storage(str(folder)), first.key),
+            machine=self.machine,
+            known={},
+            watch=lambda tick: None,
+            on_end=lambda cells: None,
+            stop_requested=lambda: self.stop,
+            grow=tuple,
+            control=Control(journal=journal, claim=self.claim, experiment=EXPERIMENT, growth=growth),
+        )
+        (group,) = first.groups
+        self.cells = [t.cell for t in group.trials]
+        self.conductor = stock._Conductor(self.driver, group, {t.cell: t for t in group.trials})
+        self.tune_trials = [
+            SimpleNamespace(trial_id=str(i), config={**t.config, stock.TRIAL: t.cell})
+            for i, t in enumerate(group.trials)
+        ]
+        self.conductor.controller = SimpleNamespace(get_trials=lambda: self.tune_trials, stop_trial=self.conductor.end)
+        for trial in self.tune_trials:
+            self.conductor.start(trial)
+
+    def report(self, index: int, epoch: int, accuracy: Any) -> bool:
+        result = {"training_iteration": epoch, "accuracy": accuracy}
+        return self.conductor.report(self.conductor.of(str(index)), result)
+
+    def states(self) -> list[tuple[str, int, str | None]]:
+        found = [self.machine.state_of(c) for c in self.cells]
+        return [(s.state, s.epoch, s.reason) for s in found]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal.open(f"sqlite:///{tmp_path / 'journal.db'}") as opened:
+        yield opened
+
+
+def test_trial_that_says_nothing_any_more_is_ended_after_its_time(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(journal, tmp_path)
+    sweep.report(0, 1, 0.5)
+    late = time.time() + 51
+    monkeypatch.setattr(stock, "time", SimpleNamespace(time=lambda: late))
+    sweep.conductor.turn(sweep.tune_trials)
+    assert sweep.states() == [
+        ("failed", 1, "it took longer than budget.trial_s allows (50 s)"),
+        ("failed", 0, "it took longer than budget.trial_s allows (50 s)"),
+        ("failed", 0, "it took longer than budget.trial_s allows (50 s)"),
+    ]
+    assert {a.state for a in journal.attempts(sweep.claim.key)} == {"done"}
+
+
+def test_trial_that_a_person_stops_is_ended_at_the_next_turn_with_what_it_has_reached(
+    journal: Journal, tmp_path: Path
+) -> None:
+    sweep = Sweep(journal, tmp_path)
+    sweep.report(0, 1, 0.5)
+    sweep.report(0, 2, 0.75)
+    detail = {"cell": sweep.cells[0]}
+    journal.requests.ask(sweep.claim.key, "stop", subject="own@digits/000", detail=detail, actor="ada", reason="slow")
+    sweep.driver._control._looked = -math.inf
+    sweep.conductor.turn(sweep.tune_trials)
+    assert sweep.states()[0] == ("stopped", 2, "stopped by ada: slow")
+    assert sweep.machine.state_of(sweep.cells[0]).score == 0.75
+    assert [s for s, _, _ in sweep.states()[1:]] == ["running", "running"]
+
+
+def test_report_that_is_none_ends_its_trial_with_the_reason_and_the_whole_length_ends_it_well(
+    journal: Journal, tmp_path: Path
+) -> None:
+    sweep = Sweep(journal, tmp_path)
+    assert sweep.report(0, 1, math.nan)
+    assert sweep.report(1, 1, "high")
+    assert [sweep.report(2, epoch, epoch / 5) for epoch in (1, 2, 3, 4)] == [False, False, False, True]
+    for trial in sweep.tune_trials:
+        sweep.conductor.end(trial)
+    assert sweep.states() == [
+        ("failed", 0, "diverged: accuracy is not a finite number at epoch 1"),
+        ("failed", 0, "report() was told accuracy='high'; a number is wanted"),
+        ("done", 4, None),
+    ]
+    assert journal.spend(sweep.claim.key).by_what["tune trials"] >= 0
+
+
+def test_trials_that_a_stop_of_the_sweep_leaves_behind_go_on_another_time(journal: Journal, tmp_path: Path) -> None:
+    sweep = Sweep(journal, tmp_path)
+    sweep.report(0, 1, 0.5)
+    sweep.conductor.scheduler_said_stop(sweep.tune_trials[0])
+    sweep.conductor.end(sweep.tune_trials[0])
+    sweep.stop = "stopped by Ctrl-C"
+    sweep.conductor.turn(sweep.tune_trials)
+    sweep.conductor.end(sweep.tune_trials[1])
+    sweep.conductor.close()
+    assert [(s, e) for s, e, _ in sweep.states()] == [("stopped", 1), ("interrupted", 0), ("interrupted", 0)]
+    assert "which depends on the order of events" in str(sweep.states()[0][2])
+    rows = {t.cell: t for t in journal.trials(sweep.claim.key)}
+    assert [rows[c].state for c in sweep.cells] == ["stopped", "interrupted", "interrupted"]
+
+
+def test_curve_of_a_trial_that_went_back_to_a_checkpoint_has_each_epoch_once_and_the_last_word() -> None:
+    points = [{"epoch": e, "accuracy": a} for e, a in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.7), (3, 0.8))]
+    assert [p["accuracy"] for p in stock._last_of_each_epoch(points)] == [0.1, 0.7, 0.8]
+    assert stock._last_of_each_epoch([]) == []
