@@ -11,6 +11,7 @@ in a bucket that keeps them, and the digests that remain, by which somebody who 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -110,7 +111,10 @@ def delete(
 def pending(store: DatasetStore, name: str) -> list[tuple[Place, Intent]]:
     """Deletions that were begun and not finished, oldest first."""
     folder = store.root / name / "deletions"
-    found = [(folder / f, Intent.from_json((folder / f).read_json())) for f in folder.names() if f.endswith(".json")]
+    found = []
+    for file in (f for f in folder.names() if f.endswith(".json")):
+        with contextlib.suppress(FileNotFoundError):  # done meanwhile
+            found.append((folder / file, Intent.from_json((folder / file).read_json())))
     return sorted(found, key=lambda item: item[1].at)
 
 
@@ -124,6 +128,8 @@ def _carry_out(
 ) -> Deleted:
     done = Deleted(name=name)
     for _ in range(ROUNDS):
+        gone = set(store.tombstones(name))
+        store.fence(name)  # a successor that somebody prepares from a version that fell before this is not published
         counts, unknown = _holding(store, name, intent.column, intent.values)
         done = replace(done, unknown=unknown)
         if not counts:
@@ -134,6 +140,9 @@ def _carry_out(
             done = _one_round(store, intent, counts, models, done)
         except CommitConflictError:
             continue  # somebody committed on top of the newest version: look again
+        except DataError:
+            if set(store.tombstones(name)) == gone:
+                raise  # else another deletion took a version away while it was read: look again
     raise CommitConflictError(
         f"Others committed to {name!r} {ROUNDS} times while rows were being deleted. Versions may be left that hold them. "
         f"When fewer writers are at it: tiltyard data gc {name} --yes"
@@ -150,6 +159,7 @@ def _one_round(
     """Successors, names, tombstones, in this order: what is published stands before what it replaces falls."""
     name = done.name
     versions = dict(store.versions(name))
+    counts = {number: count for number, count in counts.items() if number in versions}
     head = newest(versions)
     assert head is not None
     _refuse_empty(head, counts)
@@ -165,6 +175,10 @@ def _one_round(
     last = newest(store.versions(name))
     assert last is not None
     to = {number: successor_for(number, made, last.version) for number in plan.bury}
+    if newly := set(upkeep.kept(store, name, models)) & set(plan.bury) - set(kept):
+        raise CommitConflictError(
+            f"Versions {sorted(newly)} of {name!r} were named while rows were deleted. Try again."
+        )
     moved = upkeep.move_names(store, name, to)
     told: list[str] = []
     for number in plan.bury:
@@ -224,7 +238,12 @@ def _holding(
         if column not in version.schema:
             unknown.append(number)
             continue
-        count = int(_matching(store.read(version, columns=[column])[column], texts).sum())
+        try:
+            count = int(_matching(store.read(version, columns=[column])[column], texts).sum())
+        except DataError:
+            if number not in store.tombstones(name):
+                raise
+            continue  # another deletion took it away while it was read
         if count:
             counts[number] = count
     return counts, tuple(unknown)

@@ -13,6 +13,7 @@ after it is finished by the next reader, who copies the record into ``versions/`
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -180,7 +181,10 @@ class DatasetStore:
         gone = set(_numbers(folder / "tombstones"))
         for number in _numbers(folder / "versions"):
             if number not in known and number not in gone:
-                known[number] = DatasetVersion.from_json((folder / "versions" / f"{number:08d}.json").read_json())
+                try:
+                    known[number] = DatasetVersion.from_json((folder / "versions" / f"{number:08d}.json").read_json())
+                except FileNotFoundError:  # removed just now: its tombstone stands already
+                    gone.add(number)
         last = max((v.delta_version for v in known.values()), default=-1)
         log = folder / "table" / "_delta_log"
         for file in log.names():
@@ -279,6 +283,14 @@ class DatasetStore:
         expected = None if beside else old.version
         return self._publish(old.name, lambda _: plan(), message, expected, old, beside=beside).version
 
+    def fence(self, name: str) -> None:
+        """Adds an empty entry to the Delta log: whoever prepares a commit on what was there before must look again."""
+        delta = self._delta(name)
+        if delta is not None:
+            said = CommitProperties(custom_metadata={"tiltyard.fence": "deletion"}, max_commit_retries=0)
+            with contextlib.suppress(CommitFailedError):  # somebody else's entry came just now, and is as good
+                delta.create_write_transaction([], "append", delta.schema(), [rows.SPLIT], commit_properties=said)
+
     def _filesystem_for(self, source: Any) -> Any:
         is_s3 = isinstance(source, str) and source.startswith("s3://")
         return Place.of(source, self.storage_options).filesystem if is_s3 else None
@@ -304,6 +316,8 @@ class DatasetStore:
             number = head.version if head else 0
             try:
                 _expect(name, number, expect_parent)
+                if old is not None and old.version not in versions:
+                    self._refuse_tombstone(name, old.version)
                 if prepared is None or (based_on != number and not beside):
                     fresh = plan(head)
                     if prepared is None or fresh.row_sums != prepared.row_sums or fresh.schema != prepared.schema:
@@ -444,7 +458,7 @@ class DatasetStore:
             if self._record_of(name, version.delta_version) != staged:
                 record.remove()
                 return None
-        return self.versions(name)[version.version]
+        return self.versions(name).get(version.version, version)  # others may have deleted from it already
 
     def _record_of(self, name: str, delta_version: int) -> str | None:
         """The staged record that an entry of the Delta log names: ours, where a retried request was answered 'exists'."""

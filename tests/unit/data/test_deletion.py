@@ -8,6 +8,8 @@ import struct
 import subprocess
 import sys
 import textwrap
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,35 @@ def test_append_that_lands_during_a_deletion_is_kept_and_cleared(
     monkeypatch.undo()
     with pytest.raises(CommitConflictError):
         store.commit("people", people(0, 5), expect_parent=5)
+
+
+def test_deletions_and_appends_at_once_lose_nobody_and_forget_all_who_asked(store: DatasetStore) -> None:
+    failures: list[str] = []
+
+    def work(number: int) -> None:
+        try:
+            mine = DatasetStore(store.root.uri)
+            if number < 4:
+                deletion.delete(mine, "people", [str(15 + number)], models={})
+            else:
+                mine.append("people", people(100 * number, 100 * number + 5))
+        except BaseException:  # shown below
+            failures.append(traceback.format_exc())
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, "\n".join(failures)
+    fresh = DatasetStore(store.root.uri)
+    deleted = {15, 16, 17, 18}
+    assert ids(fresh, "people") == [*(i for i in range(90) if i not in deleted), *range(400, 405), *range(500, 505)]
+    assert ids(fresh, "people@gold") == [i for i in range(60) if i not in deleted]
+    for version in fresh.history("people"):
+        assert not deleted & set(ids(fresh, str(version.ref)))
+    assert files_with_the_person(Path(store.root.path)) == []
+    assert verify(fresh, "people").findings == ()
 
 
 KILLED = """

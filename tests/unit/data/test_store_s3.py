@@ -105,6 +105,7 @@ def test_appends_of_threads_to_s3_at_once_lose_nothing(options: dict[str, str]) 
     assert found == sorted([*range(20), *(100 * n + i for n in range(1, 5) for i in range(10))])
 
 
+@pytest.mark.slow
 def test_life_after_the_commit_on_s3_is_as_on_a_disk(options: dict[str, str], tmp_path: Path) -> None:
     store = DatasetStore("s3://bucket/life", options)
     for stop in (20, 30, 40, 50):

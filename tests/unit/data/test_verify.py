@@ -54,7 +54,7 @@ def test_verify_of_what_is_whole_reads_everything_and_finds_nothing(untouched: D
 
 
 @given(data=st.data(), flip=st.integers(1, 255))
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=60)
 def test_verify_after_any_one_byte_changed_names_the_file(
     untouched: DatasetStore, data: st.DataObject, flip: int
 ) -> None:
