@@ -20,6 +20,11 @@ from tiltyard.errors import DataError
 from tiltyard.settings import shown
 
 
+def json_bytes(value: Any) -> bytes:
+    """A value as the JSON that is stored: the bytes that digests are made of."""
+    return json.dumps(value, indent=1).encode()
+
+
 def s3_filesystem(options: Mapping[str, str]) -> fs.S3FileSystem:
     """An S3 file system from delta-rs's option names (``AWS_ENDPOINT_URL``, ``AWS_REGION``, ...); environment otherwise.
 
@@ -80,6 +85,10 @@ class Place:
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
+    def numbers(self) -> list[int]:
+        """Numbers of the files right under it that are named by one (``00000007.json``), ascending."""
+        return [int(f[:8]) for f in self.names() if len(f) == 13 and f.endswith(".json") and f[:8].isdigit()]
+
     def files(self) -> list[fs.FileInfo]:
         """All files anywhere under it."""
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
@@ -120,7 +129,7 @@ class Place:
 
     def write_json(self, value: Any) -> None:
         """Writes a value as JSON."""
-        self.write_bytes(json.dumps(value, indent=1).encode())
+        self.write_bytes(json_bytes(value))
 
     def open_output(self) -> Any:
         """A stream to a new file; parents are made where the file system has folders."""

@@ -32,7 +32,7 @@ from deltalake.transaction import AddAction, CommitProperties, RemoveAction, cre
 
 from tiltyard.data import cards, deltalog, lifecycle, order, parquet, rows, sources, splits
 from tiltyard.data import profile as profiling
-from tiltyard.data.places import Place
+from tiltyard.data.places import Place, json_bytes
 from tiltyard.data.prepare import Prepared, conform, prepare, run_checks
 from tiltyard.data.versions import (
     SPLITS,
@@ -167,7 +167,7 @@ class DatasetStore:
             DataError: If one of them is damaged.
         """
         folder = self.root / check_name(name, "Dataset") / "tombstones"
-        return {n: lifecycle.Tombstone.from_json((folder / f"{n:08d}.json").read_json()) for n in _numbers(folder)}
+        return {n: lifecycle.Tombstone.from_json((folder / f"{n:08d}.json").read_json()) for n in folder.numbers()}
 
     def versions(self, name: str) -> dict[int, DatasetVersion]:
         """All versions there are by number; finishes what a writer that died after its commit left undone.
@@ -178,8 +178,8 @@ class DatasetStore:
         check_name(name, "Dataset")
         known = self._known.setdefault(name, {})
         folder = self.root / name
-        gone = set(_numbers(folder / "tombstones"))
-        for number in _numbers(folder / "versions"):
+        gone = set((folder / "tombstones").numbers())
+        for number in (folder / "versions").numbers():
             if number not in known and number not in gone:
                 try:
                     known[number] = DatasetVersion.from_json((folder / "versions" / f"{number:08d}.json").read_json())
@@ -324,7 +324,7 @@ class DatasetStore:
                         self._discard(name, written)
                         written = _Written()
                     prepared, based_on = fresh, number
-                last = max([0, *versions, *_numbers(self.root / name / "tombstones")])
+                last = max([0, *versions, *(self.root / name / "tombstones").numbers()])
                 draft = self._draft(name, prepared, old or head, last + 1, message)
                 draft = replace(draft, successor_of=old.version if old else None, beside=beside)
                 if head and not old and (head.content_digest, head.spec) == (draft.content_digest, draft.spec):
@@ -402,7 +402,7 @@ class DatasetStore:
                     )
                     profiles[split] = builder.done()
             path = f"profiles/{run}.json"
-            data = _json_bytes(profiling.Profile(splits=profiles).to_json())
+            data = json_bytes(profiling.Profile(splits=profiles).to_json())
             (self.root / name / path).write_bytes(data)
         except BaseException:
             for split in SPLITS:
@@ -426,7 +426,7 @@ class DatasetStore:
         version = replace(draft, delta_version=delta.version() + 1 if delta else 0)
         staged = f"{uuid.uuid4().hex}.json"
         record = self.root / name / "staged" / staged
-        data = _json_bytes(version.to_json())
+        data = json_bytes(version.to_json())
         record.write_bytes(data)
         schema = Schema.from_arrow(
             pa.schema([*parquet.stored_schema(p.table.schema), pa.field(rows.SPLIT, pa.string())])
@@ -598,15 +598,6 @@ def _expect(name: str, number: int, parent: int | None) -> None:
             f"Dataset {name!r} is at version {number}, not at {parent} as expected. Look at what came in between "
             f"(tiltyard data history {name}), then commit on top of it."
         )
-
-
-def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode()
-
-
-def _numbers(folder: Place) -> list[int]:
-    """Versions that have a JSON file in a folder, ascending."""
-    return [int(f[:8]) for f in folder.names() if f.endswith(".json") and len(f) == 13 and f[:8].isdigit()]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -76,8 +76,7 @@ def verify(store: DatasetStore, name: str, version: int | None = None) -> Verifi
         DataError: If the version is gone.
     """
     folder = store.root / check_name(name, "Dataset")
-    numbers = [int(f[:8]) for f in (folder / "versions").names() if len(f) == 13 and f[:8].isdigit()]
-    stones = [int(f[:8]) for f in (folder / "tombstones").names() if len(f) == 13 and f[:8].isdigit()]
+    numbers, stones = (folder / "versions").numbers(), (folder / "tombstones").numbers()
     total = Verified()
     log = _read_log(folder, name)
     total += log.verified
