@@ -75,7 +75,7 @@ def test_commands_that_messages_name_exist() -> None:
     groups = {name: getattr(load(entry), "commands", {}) for name, entry in COMMANDS.items()}
     wrong = []
     for path in SOURCE.rglob("*.py"):
-        for noun, verb in re.findall(r"\btiltyard ([a-z]+)(?: ([a-z]+)\b)?", path.read_text()):
+        for noun, verb in re.findall(r"\btiltyard ([a-z]+)(?: ([a-z]+(?:-[a-z]+)*)\b)?", path.read_text()):
             if noun in groups and groups[noun] and verb and verb not in groups[noun]:
                 wrong.append(f"{path.relative_to(SOURCE)}: tiltyard {noun} {verb}")
     assert not wrong, f"a message sends people to a command that is not there: {wrong}"

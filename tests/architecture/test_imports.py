@@ -24,6 +24,7 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
         "data/store.py",
         "data/stream.py",
         "data/streamed.py",
+        "data/readers.py",
         "evaluation/runner.py",
         "serving/deployment.py",
         "serving/client.py",
@@ -34,7 +35,7 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
         "run.py",
     ),
     "ray.tune": ("sweep/engine",),
-    "ray.data": ("data/store.py", "data/stream.py", "data/streamed.py", "evaluation/runner.py"),
+    "ray.data": ("data/store.py", "data/stream.py", "data/streamed.py", "data/readers.py", "evaluation/runner.py"),
     "ray.serve": ("serving/deployment.py", "serving/client.py"),
     "ray.job_submission": ("submit/ray_jobs.py",),
     "mlflow": ("tracking/mlflow_runs.py", "registry/mlflow_registry.py"),
@@ -46,7 +47,7 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
     "lightgbm": ("models/lightgbm.py",),
     "optuna": ("sweep/engine",),
     "typer": ("cli",),
-    "rich": ("cli", "report", "run.py"),
+    "rich": ("cli", "evaluate.py", "report", "run.py"),
 }
 
 #: Part of src/tiltyard -> its height. A module imports its own height or lower. The longest matching prefix decides.
@@ -72,6 +73,7 @@ HEIGHTS: dict[str, int] = {
     "data/store": 3,
     "data/stream": 3,
     "data/streamed": 3,
+    "data/readers": 3,
     "data/upkeep": 3,
     "data/deletion": 3,
     "data/verify": 3,
@@ -99,6 +101,7 @@ HEIGHTS: dict[str, int] = {
     "resume": 5,
     "control": 5,
     "crown": 5,
+    "evaluate": 5,
     "sweep/rerun": 5,
     "nightly": 5,
     "actions": 5,

@@ -26,7 +26,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tiltyard.errors import ModelError, RegistryAwayError, RegistryError
-from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
+from tiltyard.registry.address import CANDIDATE, CHAMPION, PREVIOUS, ModelAddress
 from tiltyard.registry.bundle import MANIFEST, SPEC, BundleSpec, check_bundle
 from tiltyard.registry.mlmodel import write_mlmodel
 from tiltyard.registry.version import (
@@ -177,12 +177,15 @@ class ModelRegistry:
         self._client.set_registered_model_alias(name, alias, str(version))
 
     def promote(self, name: str, version: int, *, alias: str = CHAMPION) -> ModelVersion | None:
-        """Makes a version the champion and the one before ``@previous``; returns the one before. Twice is as once."""
+        """Makes a version the champion and the one before ``@previous``; returns the one before. Twice is as once.
+
+        A candidate replaces a candidate: ``@previous`` is not touched.
+        """
         before = self._look_up(name, alias=alias)
         if before is not None and before.version == version:
             return before
         self.get(name, version=version)
-        if before is not None:
+        if before is not None and alias != CANDIDATE:
             self.set_alias(name, PREVIOUS, before.version)
         self.set_alias(name, alias, version)
         return before

@@ -1,4 +1,4 @@
-"""Writes launches and trials as MLflow runs: one parent a launch, one child a trial.
+"""Writes launches, trials and evaluations as MLflow runs: one parent a launch, one child a trial, one run an evaluation.
 
 Run by the writer's own process (`tiltyard.tracking.writer`), never on the training path. A run is found again by its tags
 ``tiltyard.key`` and ``tiltyard.cell``, so writing a trial twice continues its run and never makes a second.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -19,7 +20,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from tiltyard.tracking.records import LaunchRecord, TrialRecord, thin
+from tiltyard.tracking.records import EvaluationRecord, LaunchRecord, TrialRecord, thin
 
 _STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _PARENT = "mlflow.parentRunId"
@@ -83,6 +84,10 @@ class MlflowRuns:
         self._client.set_terminated(run_id, _STATUS[record.state], end_time=record.end_ms)
         return run_id
 
+    def artifact(self, run_id: str, path: Path) -> None:
+        """Puts a file into a run; a newer one of the same name replaces it."""
+        self._client.log_artifact(run_id, str(path))
+
     def close_launch(self, run_id: str, status: str, metrics: dict[str, float], tags: dict[str, str]) -> None:
         """Ends the parent run."""
         self._client.log_batch(
@@ -91,6 +96,60 @@ class MlflowRuns:
             tags=[RunTag(k, v) for k, v in tags.items()],
         )
         self._client.set_terminated(run_id, status)
+
+    def evaluations(self, experiment: str) -> dict[str, tuple[str, int]]:
+        """Run and revision of the evaluations of an experiment that have a run, by key."""
+        found: dict[str, tuple[str, int]] = {}
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment(experiment)],
+                "tags.`tiltyard.kind` = 'evaluation'",
+                max_results=5000,
+                page_token=token,
+            )
+            for run in page:
+                tags = run.data.tags
+                found[tags.get("tiltyard.key", "")] = str(run.info.run_id), int(tags.get("tiltyard.revision", "0"))
+            token = page.token
+            if not token:
+                return found
+
+    def evaluation(self, record: EvaluationRecord, run_id: str | None = None) -> str:
+        """Writes an evaluation's run, or a new revision of it; its id.
+
+        Args:
+            record: What to write.
+            run_id: The run that it has already.
+        """
+        tags = {
+            "tiltyard.kind": "evaluation",
+            "tiltyard.key": record.key,
+            "tiltyard.model": record.model,
+            "tiltyard.model_run": record.model_run_id,
+            "tiltyard.dataset": f"{record.dataset}@{record.dataset_version}",
+        }
+        if run_id is None:
+            run = self._client.create_run(
+                self._experiment(record.experiment),
+                start_time=record.at_ms - round(record.duration_s * 1000),
+                run_name=f"{record.model} on {record.dataset}@{record.dataset_version}",
+                tags=tags,
+            )
+            run_id = str(run.info.run_id)
+            dataset = _dataset(record.dataset, record.dataset_version, record.dataset_digest)
+            self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+        self._client.log_text(run_id, record.result, "evaluation.json")
+        self._client.log_batch(
+            run_id,
+            metrics=[
+                Metric(k, v, record.at_ms, record.revision) for k, v in record.metrics.items() if math.isfinite(v)
+            ],
+            params=[Param(k, str(v)[:6000]) for k, v in record.params.items()],
+            tags=[RunTag("tiltyard.revision", str(record.revision))],  # last: a run without it is written again
+        )
+        self._client.set_terminated(run_id, "FINISHED", end_time=record.at_ms)
+        return run_id
 
     def _experiment(self, name: str) -> str:
         if name in self._experiments:
@@ -158,10 +217,14 @@ def _metrics(record: TrialRecord, start_ms: int) -> list[Metric]:
 
 
 def _input(record: TrialRecord) -> DatasetInput:
-    dataset: Any = DatasetEntity(
-        name=record.dataset,
-        digest=record.dataset_digest[:36],  # MLflow's column holds 36 characters; the whole digest is in the source
-        source_type="tiltyard",
-        source=f'{{"name": "{record.dataset}", "version": {record.dataset_version}, "digest": "{record.dataset_digest}"}}',
-    )
+    dataset = _dataset(record.dataset, record.dataset_version, record.dataset_digest)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def _dataset(name: str, version: int, digest: str) -> Any:
+    return DatasetEntity(
+        name=name,
+        digest=digest[:36],  # MLflow's column holds 36 characters; the whole digest is in the source
+        source_type="tiltyard",
+        source=f'{{"name": "{name}", "version": {version}, "digest": "{digest}"}}',
+    )

@@ -48,6 +48,41 @@ class TrialRecord:
         return self.state, self.history[-1][0] if self.history else 0, len(self.test)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """A model version on a dataset version: becomes a run of its own, with one step a revision.
+
+    Args:
+        experiment: The MLflow experiment.
+        key: Of the evaluation; a run is found again by it.
+        revision: Of the result, from 1.
+        model: ``NAME@VERSION``.
+        model_run_id: The run that the model version came from.
+        dataset: Name of the dataset.
+        dataset_version: Its number.
+        dataset_digest: Of its content.
+        metrics: Scores, with their intervals' ends.
+        params: How it was evaluated.
+        result: All of it, as JSON.
+        at_ms: When, in milliseconds since 1970.
+        duration_s: Wall time.
+    """
+
+    experiment: str
+    key: str
+    revision: int
+    model: str
+    model_run_id: str
+    dataset: str
+    dataset_version: int
+    dataset_digest: str
+    metrics: Mapping[str, float]
+    params: Mapping[str, Any]
+    result: str
+    at_ms: int
+    duration_s: float = 0.0
+
+
 def thin(
     history: Sequence[tuple[int, Mapping[str, float]]], limit: int = MAX_POINTS
 ) -> list[tuple[int, Mapping[str, float]]]:

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tiltyard.tracking.mlflow_runs import MlflowRuns
-from tiltyard.tracking.records import LaunchRecord, TrialRecord
+from tiltyard.tracking.records import EvaluationRecord, LaunchRecord, TrialRecord
 
 KEY = "f" * 64
 
@@ -191,3 +191,34 @@ def test_launch_of_an_experiment_that_was_deleted_in_mlflow_brings_it_back(
     found = client.get_experiment_by_name(launch.experiment)
     assert found is not None
     assert found.lifecycle_stage == "active"
+
+
+def test_evaluation_is_a_run_of_its_own_with_a_step_for_each_revision(runs: MlflowRuns, client: MlflowClient) -> None:
+    record = EvaluationRecord(
+        experiment="evaluations",
+        key="e" * 64,
+        revision=1,
+        model="rings@3",
+        model_run_id="0" * 32,
+        dataset="rings",
+        dataset_version=7,
+        dataset_digest="d" * 64,
+        metrics={"rows": 100.0, "accuracy": math.nan},
+        params={"rows": "test"},
+        result='{"revision": 1}',
+        at_ms=1_700_000_009_000,
+        duration_s=2.0,
+    )
+    assert runs.evaluations("evaluations") == {}
+    run_id = runs.evaluation(record)
+    assert runs.evaluations("evaluations") == {record.key: (run_id, 1)}
+    revised = replace(record, revision=2, metrics={"rows": 100.0, "accuracy": 0.9}, result='{"revision": 2}')
+    assert runs.evaluation(revised, run_id) == run_id
+    assert runs.evaluations("evaluations") == {record.key: (run_id, 2)}
+    run = client.get_run(run_id)
+    assert points(client, run_id, "rows") == [(1, 100.0), (2, 100.0)]
+    assert points(client, run_id, "accuracy") == [(2, 0.9)]
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_007_000, 1_700_000_009_000)
+    assert (run.data.tags["tiltyard.model"], run.data.tags["tiltyard.dataset"]) == ("rings@3", "rings@7")
+    assert run.inputs is not None
+    assert run.inputs.dataset_inputs[0].tags[0].value == "evaluation"
