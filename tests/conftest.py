@@ -18,11 +18,15 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tiltyard.serving.environment import SERVE_ENV
+
 settings.register_profile("tiltyard", deadline=None)  # two cores are shared: how long an example takes says nothing
 settings.load_profile("tiltyard")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # by itself 15: whatever else the machine does would go first
+for _name, _value in SERVE_ENV.items():
+    os.environ.setdefault(_name, _value)  # as the Ray of `tiltyard serve` and `tiltyard up`
 os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")  # Serve's 10 s are for clusters
 os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
 

@@ -328,7 +328,7 @@ class Evaluator:
 @serve.deployment(
     ray_actor_options={"num_cpus": 0},
     max_ongoing_requests=256,
-    max_queued_requests=256,
+    max_queued_requests=64,
     backpressure_config={"status_code": 503, "retry_after_s": 1},
     graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=10,
