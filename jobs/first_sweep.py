@@ -1,7 +1,7 @@
 """Four kinds of model on three real datasets: 300 trials, the best of each dataset served and checked. A minute or two.
 
 Run it here:          make demo, or python jobs/first_sweep.py, or tiltyard run jobs/first_sweep.py
-Run it on a cluster:  ray job submit --working-dir . -- python jobs/first_sweep.py
+Run it on a cluster:  tiltyard submit jobs/first_sweep.py
 Vary it:              --trials 30 --datasets wine,digits --seed 1
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,17 @@ def full(**changes: Any) -> ClusterSpec:
 
 def objects(spec: ClusterSpec | None = None) -> list[Manifest]:
     """Every object of a cluster, jobs too; the caller's own to change."""
-    one = spec or full()
-    found = [m for family in render(one, SERVE_CONFIG).values() for m in family]
-    return copy.deepcopy([*found, *render_jobs(one).values()])
+    return copy.deepcopy(_objects() if spec is None else _rendered(spec))
+
+
+@cache
+def _objects() -> list[Manifest]:
+    return _rendered(full())
+
+
+def _rendered(spec: ClusterSpec) -> list[Manifest]:
+    found = [m for family in render(spec, SERVE_CONFIG).values() for m in family]
+    return [*found, *render_jobs(spec).values()]
 
 
 def find(manifests: list[Manifest], kind: str, name: str = "") -> Manifest:

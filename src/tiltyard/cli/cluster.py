@@ -280,11 +280,16 @@ def submit_ephemeral(
     """
     from tiltyard.kuberay import starting
     from tiltyard.kuberay.checking import connected_schemas, refuse
-    from tiltyard.submit.ephemeral import as_objects, send
+    from tiltyard.submit.ephemeral import as_objects, job_of, send
 
     one = _variant(Path(spec), overlay)
     _, first = as_objects(prepared, one, team=team, limit_bytes=CONFIGMAP_BYTES)
     _say(f"RayJob {first['metadata']['name']} in {first['metadata']['namespace']}, key {prepared.request.key}")
+    asked = job_of(prepared.request, one, first["metadata"]["name"])
+    cost = one.most_cost(asked)
+    workers = ", ".join(f"up to {number} {group}" for group, number in asked.workers.items())
+    most = f"at most {cost:.2f} {one.currency} for them" if cost is not None else "a price is missing"
+    _say(f"{workers}; ended after {asked.deadline_s / 3600:g} h at the latest: {most}")
     if plan:
         refuse(_problems([first], one, None))
         return 0

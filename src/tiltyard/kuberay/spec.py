@@ -406,6 +406,17 @@ class ClusterSpec(_Frozen):
         """A name as long as every name of this schedule's RayJobs."""
         return f"{job.name}-20260101" + ("-0000" if schedule.per == "minute" else "")
 
+    def most_cost(self, job: Job) -> Decimal | None:
+        """The most that a job's workers can cost until its deadline, all tries together; None where a price is missing.
+
+        In `currency`. The head is not counted: its price is not described.
+        """
+        prices = [(self.group(name).price_per_hour, number) for name, number in job.workers.items()]
+        if any(price is None for price, _ in prices):
+            return None
+        hours = Decimal(job.deadline_s * (job.retries + 1)) / 3600
+        return sum((price * number * hours for price, number in prices if price is not None), Decimal(0))
+
     def group(self, name: str) -> WorkerGroup:
         """The group of that name."""
         return _named(self.workers, name, "worker group")

@@ -19,11 +19,6 @@ READY, FAILED, WAITING = "ready", "failed", "waiting"
 JOB_ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """``ValidationFailed`` is an end too: the operator never looks at such a job again."""
 _WATCH_S = 60.0
-_PODS_OF = {
-    "RayCluster": "ray.io/cluster={name}",
-    "RayService": "ray.io/originated-from-cr-name={name}",
-    "RayJob": "ray.io/originated-from-cr-name={name}",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,22 +100,40 @@ def until(
 
 def reasons(api: Api, ref: Ref) -> list[str]:
     """Why an object is held up: what its pods wait for, and the warnings of its events."""
-    selector = _PODS_OF.get(ref.kind, "app.kubernetes.io/component=" + ref.name.rpartition("-")[2]).format(
-        name=ref.name
-    )
     found: list[str] = []
+    names = {ref.name}
     try:
-        for pod in api.list("Pod", ref.namespace, selector):
-            found += [f"pod {pod['metadata']['name']}: {text}" for text in pod_reasons(pod)]
-        names = {ref.name} | {str(pod["metadata"]["name"]) for pod in api.list("Pod", ref.namespace, selector)}
-        cluster = ((api.get(ref) or {}).get("status") or {}).get("rayClusterName")
-        names |= {str(cluster)} if cluster else set()
+        clusters, selectors = _behind(api.get(ref) or {})
+        names |= clusters
+        for selector in selectors:
+            for pod in api.list("Pod", ref.namespace, selector):
+                names.add(str(pod["metadata"]["name"]))
+                found += [f"pod {pod['metadata']['name']}: {text}" for text in pod_reasons(pod)]
         for event in api.list("Event", ref.namespace):
             if event.get("type") == "Warning" and (event.get("involvedObject") or {}).get("name") in names:
                 found.append(f"{event['involvedObject']['name']}: {event.get('reason')}: {event.get('message')}")
     except (ForbiddenError, NotThereError) as error:
         found.append(f"(why cannot be read: {error})")
     return list(dict.fromkeys(found))[:12]
+
+
+def _behind(there: Mapping[str, Any]) -> tuple[set[str], list[str]]:
+    """The RayClusters behind an object, and the labels of its pods.
+
+    KubeRay labels a pod with its cluster (``labelPod`` in ``common/pod.go``), not with the RayJob or RayService above it.
+    """
+    kind, name, status = there.get("kind"), there.get("metadata", {}).get("name"), there.get("status") or {}
+    clusters = {str(name)} if kind == "RayCluster" else set()
+    for part in (status, status.get("activeServiceStatus") or {}, status.get("pendingServiceStatus") or {}):
+        if part.get("rayClusterName"):
+            clusters.add(str(part["rayClusterName"]))
+    selectors = [f"ray.io/cluster={cluster}" for cluster in sorted(clusters)]
+    if kind == "RayJob":
+        selectors.append(f"job-name={name}")  # the submitting pod
+    labels = ((there.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
+    if labels:
+        selectors.append(",".join(f"{k}={v}" for k, v in labels.items()))
+    return clusters, selectors
 
 
 def pod_reasons(pod: Mapping[str, Any]) -> list[str]:

@@ -50,13 +50,7 @@ def as_objects(
             f"{size(limit_bytes)}. Name what the job does not need in .tiltyardignore, bake the code into the image "
             "(cluster/Dockerfile), or submit to a cluster that runs (--cluster)."
         )
-    described = next((j for j in spec.jobs if j.name == Path(request.job_file).stem.replace("_", "-")), None)
-    job = Job(
-        name=job_id,
-        command=tuple(shlex.split(request.entrypoint)),
-        workers=described.workers if described else {g.name: g.max_replicas for g in spec.workers},
-        deadline_s=described.deadline_s if described else DEADLINE_S,
-    )
+    job = job_of(request, spec, job_id)
     whose = spec.team(team) if team is not None else None
     body = rayjob(spec, job, team=whose, metadata=request.metadata, env=request.env, package=f"{job_id}-package")
     package = manifest(
@@ -69,6 +63,21 @@ def as_objects(
         binaryData={"package.zip": base64.b64encode(data).decode()},
     )
     return package, body
+
+
+def job_of(request: Request, spec: ClusterSpec, name: str) -> Job:
+    """What is asked as a job of the cluster.
+
+    As large and as long as the job of the file's name that the cluster describes, or with every group up to its bound, for
+    a day.
+    """
+    described = next((j for j in spec.jobs if j.name == Path(request.job_file).stem.replace("_", "-")), None)
+    return Job(
+        name=name,
+        command=tuple(shlex.split(request.entrypoint)),
+        workers=described.workers if described else {g.name: g.max_replicas for g in spec.workers},
+        deadline_s=described.deadline_s if described else DEADLINE_S,
+    )
 
 
 def send(

@@ -279,6 +279,28 @@ def test_cluster_that_never_becomes_ready_is_given_up_with_its_pods_reasons(
         waiting.wait(kubernetes, [REF], timeout_s=0.3)
 
 
+def test_reasons_of_a_job_come_from_its_cluster_and_its_submitting_pod(
+    server: kube_api.KubeApi, connect: Connect
+) -> None:
+    kubernetes, manifest = connect(), night()
+    kubernetes.create(manifest)
+    path = job_path(server, manifest)
+    server.set_status(path, jobDeploymentStatus="Initializing", rayClusterName="night-x7k2p")
+    name = manifest["metadata"]["name"]
+    for pod, labels in (
+        ("worker", {"ray.io/cluster": "night-x7k2p"}),
+        ("submitter", {"job-name": name}),
+        ("other", {}),
+    ):
+        status = {"containerStatuses": [{"name": "c", "state": {"waiting": {"reason": "ErrImagePull"}}}]}
+        server.put(
+            f"/api/v1/namespaces/lab/pods/{pod}",
+            {"kind": "Pod", "metadata": {"name": pod, "labels": labels}, "status": status},
+        )
+    found = waiting.reasons(kubernetes, Ref.of(manifest))
+    assert found == ["pod worker: c: ErrImagePull", "pod submitter: c: ErrImagePull"]
+
+
 def test_quota_that_is_used_up_is_told_from_the_events(server: kube_api.KubeApi, connect: Connect) -> None:
     kubernetes = connect()
     applying.apply(kubernetes, [cluster_manifest()])

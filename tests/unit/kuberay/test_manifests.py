@@ -196,6 +196,24 @@ def test_nothing_from_outside_reaches_ray_metrics_or_mlflow() -> None:
     assert {s["spec"]["type"] for s in services} == {"ClusterIP"}
 
 
+def test_policies_and_budgets_select_pods_that_there_are() -> None:
+    """By labels of our templates, and those that KubeRay adds to a pod."""
+    kuberays = {"ray.io/node-type", "ray.io/cluster"}
+    manifests = clusters.objects()
+    labels = [
+        value["metadata"]["labels"]
+        for m in manifests
+        for _, value in walk(m)
+        if isinstance(value, dict) and "containers" in value.get("spec", {})
+    ]
+    for m in manifests:
+        if m["kind"] in {"NetworkPolicy", "PodDisruptionBudget"}:
+            selector = m["spec"].get("podSelector") or m["spec"].get("selector") or {}
+            wanted = {k: v for k, v in selector.get("matchLabels", {}).items() if k not in kuberays}
+            assert any(wanted.items() <= found.items() for found in labels), (m["metadata"]["name"], wanted)
+            assert {e["key"] for e in selector.get("matchExpressions", [])} <= kuberays
+
+
 def test_mlflow_knows_its_own_names_and_runs_no_jobs() -> None:
     (deployment,) = [m for m in clusters.objects() if m["kind"] == "Deployment"]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -236,6 +254,13 @@ def test_jobs_have_deadlines_and_give_their_clusters_back() -> None:
     assert ("DeleteCluster", "jobDeploymentStatus") in rules_by_end
     env = yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]
     assert env["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S) == str(STOP_WAIT_OF_A_SUBMISSION)
+
+
+def test_jobs_of_the_repositorys_cluster_run_files_that_are_there() -> None:
+    for name, spec in variants(CLUSTER / "cluster.py").items():
+        for job in spec.jobs:
+            assert job.command[0] == "python"
+            assert (ROOT / job.command[1]).is_file(), f"cluster/cluster.py ({name}) runs {job.command[1]}"
 
 
 def test_serving_reads_its_tokens_from_the_mounted_secret_and_imports_a_real_application() -> None:

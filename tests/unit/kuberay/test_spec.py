@@ -103,3 +103,11 @@ def test_team_with_a_queue_gets_a_job_of_fixed_size_that_kueue_admits() -> None:
     assert sizes == [(2, 2, 2), (4, 4, 4)]
     assert queued["spec"]["shutdownAfterJobFinishes"] is True
     assert "deletionStrategy" not in queued["spec"]
+
+
+def test_most_that_a_job_can_cost_follows_from_bounds_prices_and_deadline() -> None:
+    spec = clusters.full()
+    assert spec.most_cost(spec.job("night")) is None, "a price is missing"
+    cpu = WorkerGroup(name="cpu", pod=Pod(cpu="1", memory="1Gi"), max_replicas=4, price_per_hour=Decimal("0.40"))
+    priced = spec.derive(workers=(cpu, *spec.workers[1:]))
+    assert priced.most_cost(priced.job("night")) == Decimal("0.40") * 2 / 6  # ten minutes, and once again

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiltyard.kuberay.manifests.objects import Manifest, manifest
-from tiltyard.kuberay.manifests.rayservice import service_name
+from tiltyard.kuberay.manifests.objects import COMPONENT, INSTANCE, Manifest, manifest
+from tiltyard.kuberay.manifests.rayservice import SERVING, service_name
 from tiltyard.kuberay.manifests.schedules import account
 from tiltyard.kuberay.spec import ClusterSpec, Quota, Team
 
@@ -95,7 +95,7 @@ def disruption_budgets(spec: ClusterSpec) -> list[Manifest]:
     head = {"ray.io/cluster": spec.name, "ray.io/node-type": "head"}
     found = [_budget(spec, f"{spec.name}-head", head, {"minAvailable": 1})]
     if spec.serving is not None:
-        serving = {"ray.io/originated-from-crd": "RayService", "ray.io/originated-from-cr-name": service_name(spec)}
+        serving = {INSTANCE: spec.name, COMPONENT: SERVING}
         found.append(_budget(spec, service_name(spec), serving, {"maxUnavailable": 1}))
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tiltyard.kuberay.manifests.objects import INSTANCE, ROLE, Manifest, manifest
+from tiltyard.kuberay.manifests.objects import COMPONENT, INSTANCE, ROLE, Manifest, manifest
 from tiltyard.kuberay.manifests.pods import (
     AUTOSCALER_METRICS,
     DASHBOARD,
@@ -20,6 +20,7 @@ from tiltyard.kuberay.manifests.pods import (
     POSTGRES,
     SERVE,
 )
+from tiltyard.kuberay.manifests.rayservice import SERVING
 from tiltyard.kuberay.spec import ClusterSpec
 
 _RAY = {"matchExpressions": [{"key": "ray.io/node-type", "operator": "Exists"}]}
@@ -51,7 +52,7 @@ def _of_ray(spec: ClusterSpec, namespace: str) -> list[Manifest]:
         opening = _opening([_from_namespace(spec.monitoring.namespace)], *ports)
         policies.append(_policy(spec, namespace, "ray-metrics", _RAY, [opening]))
     if spec.ingress_namespace is not None and namespace == spec.namespace and spec.serving is not None:
-        champions = {"matchLabels": {"ray.io/originated-from-crd": "RayService"}}
+        champions = {"matchLabels": {INSTANCE: spec.name, COMPONENT: SERVING}}
         opening = _opening([_from_namespace(spec.ingress_namespace)], SERVE)
         policies.append(_policy(spec, namespace, "serve", champions, [opening]))
     return policies

@@ -77,6 +77,7 @@ def ray_pod(
     *,
     image: Image,
     is_head: bool,
+    component: str,
     spot: bool = False,
     files: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
@@ -87,6 +88,8 @@ def ray_pod(
         pod: What it asks for.
         image: What it runs.
         is_head: The head has more ports, a token of Kubernetes for its autoscaler, and no grace for checkpoints.
+        component: What its cluster is for: ``ray``, ``serving`` or the kind of a job. KubeRay adds the cluster's name and
+            the node's type, and not the name of a RayService or RayJob above it.
         spot: Whether its node may be taken away.
         files: Secrets that are mounted: (Secret, folder, name of the volume).
     """
@@ -140,7 +143,7 @@ def ray_pod(
             "terminationGracePeriodSeconds": GRACE_S,
         }
     )
-    labels = labels_of(spec, "ray-head" if is_head else "ray-worker")
+    labels = labels_of(spec, component)
     return {"metadata": {"labels": {**labels, **({"tiltyard.dev/spot": "true"} if spot else {})}}, "spec": body}
 
 

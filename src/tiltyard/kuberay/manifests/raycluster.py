@@ -10,11 +10,12 @@ from tiltyard.kuberay.manifests.pods import container_security, ray_pod
 from tiltyard.kuberay.spec import ClusterSpec, WorkerGroup
 
 API = "ray.io/v1"
+RAY = "ray"
 
 
 def raycluster(spec: ClusterSpec) -> Manifest:
     """The shared cluster: from no workers to each group's bound."""
-    body = cluster_body(spec, spec.workers)
+    body = cluster_body(spec, spec.workers, component=RAY)
     if spec.redis is not None:
         secret = {"secretKeyRef": {"name": spec.redis.password_secret, "key": spec.redis.password_key}}
         body["gcsFaultToleranceOptions"] = {
@@ -23,7 +24,7 @@ def raycluster(spec: ClusterSpec) -> Manifest:
             "externalStorageNamespace": f"{spec.namespace}-{spec.name}",
         }
     return manifest(
-        spec, api=API, kind="RayCluster", name=spec.name, namespace=spec.namespace, component="ray", spec=body
+        spec, api=API, kind="RayCluster", name=spec.name, namespace=spec.namespace, component=RAY, spec=body
     )
 
 
@@ -31,6 +32,7 @@ def cluster_body(
     spec: ClusterSpec,
     groups: Sequence[WorkerGroup],
     *,
+    component: str,
     fixed: Mapping[str, int] | None = None,
     files: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def cluster_body(
     Args:
         spec: The cluster.
         groups: Its workers.
+        component: What it is for; a label of its pods.
         fixed: Number of workers of each group where it does not scale (Kueue admits a cluster as a whole).
         files: Secrets mounted in every pod.
     """
@@ -51,9 +54,9 @@ def cluster_body(
             # "0": no task runs on the head, so it cannot be killed by a trial's memory. A string: KubeRay takes no number.
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - behind the NetworkPolicies
             "serviceType": "ClusterIP",
-            "template": ray_pod(spec, spec.head, image=spec.image, is_head=True, files=files),
+            "template": ray_pod(spec, spec.head, image=spec.image, is_head=True, component=component, files=files),
         },
-        "workerGroupSpecs": [_group(spec, group, fixed, files) for group in groups],
+        "workerGroupSpecs": [_group(spec, group, component, fixed, files) for group in groups],
     }
     if fixed is None:
         body["autoscalerOptions"] = {
@@ -71,7 +74,11 @@ def cluster_body(
 
 
 def _group(
-    spec: ClusterSpec, group: WorkerGroup, fixed: Mapping[str, int] | None, files: Sequence[tuple[str, str, str]]
+    spec: ClusterSpec,
+    group: WorkerGroup,
+    component: str,
+    fixed: Mapping[str, int] | None,
+    files: Sequence[tuple[str, str, str]],
 ) -> dict[str, Any]:
     few, many = (group.min_replicas, group.max_replicas) if fixed is None else (fixed[group.name],) * 2
     found: dict[str, Any] = {
@@ -81,7 +88,13 @@ def _group(
         "maxReplicas": many,  # KubeRay's default is two thousand million
         "rayStartParams": {},
         "template": ray_pod(
-            spec, group.pod, image=group.image or spec.image, is_head=False, spot=group.spot, files=files
+            spec,
+            group.pod,
+            image=group.image or spec.image,
+            is_head=False,
+            component=component,
+            spot=group.spot,
+            files=files,
         ),
     }
     if group.labels:

@@ -58,6 +58,7 @@ def rayjob(
         "rayClusterSpec": cluster_body(
             spec,
             [_bounded(spec, group, n) for group, n in job.workers.items()],
+            component=job.kind,
             fixed=dict(job.workers) if queue else None,
         ),
         **_end(job, queued=queue is not None),

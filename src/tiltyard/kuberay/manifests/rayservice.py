@@ -12,6 +12,7 @@ from tiltyard.kuberay.manifests.pods import SERVE
 from tiltyard.kuberay.manifests.raycluster import API, cluster_body
 from tiltyard.kuberay.spec import ClusterSpec, Serving, WorkerGroup
 
+SERVING = "serving"
 TOKENS_FOLDER = "/etc/tiltyard/serving"
 
 
@@ -35,13 +36,13 @@ def rayservice(spec: ClusterSpec, serving: Serving, config: str) -> Manifest:
         kind="RayService",
         name=service_name(spec),
         namespace=spec.namespace,
-        component="serving",
+        component=SERVING,
         spec={
             "serveConfigV2": with_tokens(config, serving.config),
             "excludeHeadPodFromServeSvc": True,
             "rayClusterDeletionDelaySeconds": 120,
             "rayClusterConfig": cluster_body(
-                spec, [group], files=[(serving.tokens_secret, TOKENS_FOLDER, "serving-tokens")]
+                spec, [group], component=SERVING, files=[(serving.tokens_secret, TOKENS_FOLDER, "serving-tokens")]
             ),
         },
     )
@@ -89,7 +90,7 @@ def ingress(spec: ClusterSpec, serving: Serving) -> list[Manifest]:
                 kind="Certificate",
                 name=service_name(spec),
                 namespace=spec.namespace,
-                component="serving",
+                component=SERVING,
                 spec={
                     "secretName": secret,
                     "dnsNames": [serving.host],
@@ -104,7 +105,7 @@ def ingress(spec: ClusterSpec, serving: Serving) -> list[Manifest]:
             kind="Ingress",
             name=service_name(spec),
             namespace=spec.namespace,
-            component="serving",
+            component=SERVING,
             spec=body,
         )
     )
