@@ -99,12 +99,20 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
     digest = code_digest(job_file, [v.model for v in experiment.variants])
     tell.committed(commit_missing_samples(settings, experiment))
 
+    from tiltyard.report.html import drawing_at_end
     from tiltyard.sweep.engine.launch import launch
     from tiltyard.sweep.engine.ray_runtime import check_address, submitted_job
 
     try:
         check_address()
-        outcome = launch(settings, experiment, code_digest=digest, watch=tell, job=submitted_job())
+        outcome = launch(
+            settings,
+            experiment,
+            code_digest=digest,
+            watch=tell,
+            job=submitted_job(),
+            page=drawing_at_end(settings),
+        )
     finally:
         tell.close()
     tell.result(outcome)

@@ -48,6 +48,8 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
     "optuna": ("sweep/engine",),
     "typer": ("cli",),
     "rich": ("cli", "evaluate.py", "report", "run.py"),
+    "matplotlib": ("report/plots.py",),
+    "jinja2": ("report/page.py",),
 }
 
 #: Part of src/tiltyard -> its height. A module imports its own height or lower. The longest matching prefix decides.

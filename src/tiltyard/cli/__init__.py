@@ -126,6 +126,20 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_RESULTS,
         ),
         CommandEntry(
+            name="report",
+            summary="Write a page about an experiment: its answer, curves, what mattered, where time went.",
+            module="tiltyard.cli.report",
+            command="report",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="compare",
+            summary="Hold two experiments against each other: who is better where, by more than chance, and what differs.",
+            module="tiltyard.cli.report",
+            command="compare",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
             name="runs",
             summary="Show every launch that is recorded, newest first.",
             module="tiltyard.cli.results",

@@ -176,13 +176,12 @@ class Teller:
             ("journal", shown(settings.journal_uri)),
             ("MLflow", shown(settings.tracking_uri)),
             ("datasets", shown(settings.data_uri)),
-            ("checkpoints, curves", shown(outcome.layout.home)),
+            ("report, curves", shown(outcome.layout.home)),
         ]
         if crowned:
             places.append(("champions", ", ".join(f"{c.model.name}@{c.model.version}" for c in crowned)))
         commands = [
-            (f"tiltyard leaderboard {name}", "every trial, ranked"),
-            (f"tiltyard report {name} --open", "the same with pictures, and what mattered"),
+            (f"tiltyard report {name} --open", "the answer, curves, what mattered, where time went"),
             ("tiltyard up", "a cluster to look at: Ray dashboard, MLflow with these runs"),
             ("tiltyard models", "champions and where they came from")
             if crowned

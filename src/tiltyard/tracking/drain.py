@@ -21,7 +21,7 @@ from typing import Any
 from tiltyard.settings import TRACKING_ENV, shown
 from tiltyard.tracking.records import LaunchRecord, TrialRecord
 
-SPOOL, STATE, RUNS = "spool.jsonl", "state.json", "runs.jsonl"
+SPOOL, STATE, RUNS, ARTIFACTS = "spool.jsonl", "state.json", "runs.jsonl", "artifacts"
 NICE = 10
 """Training has the cores first."""
 IDLE_S = 0.05
@@ -99,6 +99,8 @@ class _Writer:
             self._open(LaunchRecord(**body))
         elif record["kind"] == "trial":
             self._trial(TrialRecord(**body))
+        elif record["kind"] == "artifact":
+            self._runs.artifact(self._parent_run, self._folder / ARTIFACTS / body["name"])
         elif record["kind"] == "close":
             self._runs.close_launch(self._parent_run, body["status"], body["metrics"], body["tags"])
 

@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 from tiltyard.errors import MachineError
 from tiltyard.settings import TRACKING_ENV, Settings
-from tiltyard.tracking.drain import SPOOL, STATE, written
+from tiltyard.tracking.drain import ARTIFACTS, SPOOL, STATE, written
 from tiltyard.tracking.records import LaunchRecord, TrialRecord
 
 LOG_LINES = 20
@@ -103,6 +103,13 @@ class Tracker:
     def trial(self, record: TrialRecord) -> None:
         """Asks for a trial's run."""
         self._send("trial", asdict(record))
+
+    def artifact(self, name: str, data: bytes) -> None:
+        """Asks for a file of the parent run."""
+        folder = self._folder / ARTIFACTS
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+        self._send("artifact", {"name": name})
 
     def close_launch(self, *, status: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
         """Asks for the end of the parent run."""

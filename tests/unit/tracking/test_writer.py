@@ -116,8 +116,9 @@ def test_tracker_closed_has_written_everything_and_its_process_is_gone(
         send(tracker, launch, range(3))
         parent = tracker.parent_run_id()
         tracker.close_launch(status="FINISHED", metrics={"best": 0.6}, tags={"note": "x"})
+        tracker.artifact("report.html", b"<!doctype html>")
         report = tracker.close()
-    assert (report.written, report.pending, report.error) == (6, 0, None)  # launch, three trials, close, end
+    assert (report.written, report.pending, report.error) == (7, 0, None)  # launch, three trials, close, a file, end
     assert report.parent_run_id == parent
     assert writers() == []
     assert_each_once(settings.tracking_uri, launch, 3)
@@ -125,6 +126,7 @@ def test_tracker_closed_has_written_everything_and_its_process_is_gone(
     assert set(tracker.run_ids()) == {trial(i).cell for i in range(3)}
     assert parent is not None
     assert client.get_run(parent).data.metrics == {"best": 0.6}
+    assert {file.path for file in client.list_artifacts(parent)} == {"experiment.json", "report.html"}
     assert drain_leftover(settings, KEY) is None
     with pytest.raises(MachineError, match="closed"):
         tracker.trial(trial(9))

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from tiltyard.journal import CellScore
 from tiltyard.sweep.engine.execute import CURVES, read_curves
 from tiltyard.sweep.engine.layout import Storage
@@ -37,6 +41,32 @@ class Curves:
             with self._storage.reading(uri) as folder:
                 self._files[uri] = _by_cell(read_curves(folder / CURVES)) if (folder / CURVES).exists() else {}
         return self._files[uri]
+
+
+def curves_of_some(
+    storage: Storage, wanted: Mapping[str, Sequence[CellScore]], metric: str
+) -> dict[str, list[tuple[int, float]]]:
+    """One metric by epoch of some trials: every file is opened once, and of each only what is asked for is read.
+
+    Args:
+        storage: Where the files are. One that is gone is left out.
+        wanted: By cell: what is known of it, one entry a rung, rising in epoch.
+        metric: Which column.
+    """
+    cells: dict[str, list[str]] = {}
+    for cell, scores in wanted.items():
+        for score in scores:
+            cells.setdefault(score.storage_uri, []).append(cell)
+    found: dict[str, dict[int, float]] = {cell: {} for cell in wanted}
+    for uri, some in cells.items():
+        with storage.opening(f"{uri}/{CURVES}") as file:
+            table = None if file is None else pq.read_table(file, columns=["cell", "epoch", metric])
+        if table is None:
+            continue
+        table = table.filter(pc.is_in(table.column("cell"), pa.array(some, table.column("cell").type)))
+        for cell, epoch, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            found[cell][epoch] = value
+    return {cell: sorted(points.items()) for cell, points in found.items()}
 
 
 def _by_cell(columns: Mapping[str, Any]) -> dict[str, list[Point]]:

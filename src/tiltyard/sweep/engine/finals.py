@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tiltyard.evaluation.scores import ScoreFold
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal
 from tiltyard.preprocessing import Preprocessor
@@ -66,6 +67,7 @@ def look_at_test(
     scores: dict[str, TestScore] = {}
     again: dict[str, float] = {}
     tied: set[str] = set()
+    details: dict[str, dict[str, Any]] = {}
     looks = 0
     metric = experiment.objective.metric
     for dataset, results in finalists.items():
@@ -83,11 +85,29 @@ def look_at_test(
         for result in results:
             outputs[result.cell] = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
             scores[result.cell] = test_score(experiment, task, outputs[result.cell], y)
+            details[result.cell] = detail_of(task, outputs[result.cell], y, preprocessor.classes)
         for result in seen:
             found = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
             again[result.cell] = _metrics(task, found, y, (metric,))[metric]
         tied |= ties_with_best(metric, task, outputs, y)
+    if details:
+        layout.storage.write_json(layout.finalists, {"schema_version": 1, "finalists": details})
     return Look(scores=scores, tied=frozenset(tied), number=looks, replicates=again)
+
+
+def detail_of(task: Task, outputs: Array, y: Array, classes: Sequence[Any]) -> dict[str, Any]:
+    """How a finalist's answers go wrong, counted: confusion and calibration where there are classes. No row of them."""
+    if task not in {Task.BINARY, Task.MULTICLASS}:
+        return {"classes": [], "confusion": [], "calibration": [], "calibration_error": None}
+    fold = ScoreFold(task, outputs.shape[1])
+    fold.add(outputs, y)
+    found = fold.done(())
+    return {
+        "classes": [str(c) for c in classes],
+        "confusion": [list(row) for row in found.confusion],
+        "calibration": [list(of_bin) for of_bin in found.calibration],
+        "calibration_error": found.calibration_error,
+    }
 
 
 def outputs_of(layout: Layout, trial: Trial, score: CellScore, x: Array) -> Array:

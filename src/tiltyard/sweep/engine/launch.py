@@ -42,6 +42,9 @@ from tiltyard.types import OWN_TRAINING
 
 GROWS = "TILTYARD_CLUSTER_GROWS"
 """Set where an autoscaler adds nodes as they are asked for: what no node can hold now may be held by one to come."""
+Page = Callable[[str, Leaderboard, str | None], bytes | None]
+"""Draws and keeps the report of a key that is about to be finished, from its leaderboard and why it ended early; None where
+it could not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +98,13 @@ class Silent:
 
 
 def launch(
-    settings: Settings, experiment: Experiment, *, code_digest: str, watch: Watch | None = None, job: str = ""
+    settings: Settings,
+    experiment: Experiment,
+    *,
+    code_digest: str,
+    watch: Watch | None = None,
+    job: str = "",
+    page: Page | None = None,
 ) -> Outcome:
     """Runs an experiment, or answers from the record where its key is finished.
 
@@ -105,6 +114,7 @@ def launch(
         code_digest: From `tiltyard.codedigest`.
         watch: Told how it goes.
         job: The Ray job that this runs in, if any.
+        page: Draws the report of a sweep that has finished.
 
     Raises:
         SpecError, DataError, ModelError: If the experiment cannot be run as it stands; nothing was started.
@@ -130,6 +140,7 @@ def launch(
             raise AlreadyClaimedError(_held(claim))
         try:
             work = _Launch(settings, experiment, growth, known, prepared, journal, claim, layout, watch)
+            work.page = page
             if claim.outcome == "finished":
                 return work.from_record()
             with work.lease:
@@ -221,6 +232,7 @@ class _Launch:
         self.growth, self.known = growth, known
         self.started = time.time()
         self.curves = Curves(layout.storage)
+        self.page: Page | None = None
         self._rungs: dict[str, tuple[int, ...]] = {}
         self._by_cell: dict[str, Trial] = {}
         self.withdrawn = replay(journal, claim.key, growth)
@@ -433,6 +445,8 @@ class _Launch:
         parent = tracker.parent_run_id()
         if parent is not None:
             self.journal.set_parent_run(self.claim, parent)
+        if self.page is not None and (page := self.page(self.claim.key, board, driver.stop_reason)) is not None:
+            tracker.artifact("report.html", page)  # drawn while the writer still writes trials
         report = tracker.close()
         reason = driver.stop_reason
         self.journal.release(

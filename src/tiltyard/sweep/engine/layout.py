@@ -8,6 +8,8 @@
             assignment.json               which members, from which epoch to which, and where their parameters come from
             a<attempt>/                   checkpoint and curves of one attempt; complete once the journal says so
         leaderboard.json
+        finalists.json                    how the finalists did on the test rows: confusion and calibration, no row of them
+        report.html
 
 A folder that no journal entry names is rubbish from an attempt that died, and harmless.
 """
@@ -19,10 +21,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
@@ -47,7 +49,10 @@ class Storage:
 
     def write_json(self, uri: str, value: Any) -> None:
         """Writes JSON so that a reader sees all of it or nothing."""
-        data = json.dumps(value, sort_keys=True).encode()
+        self.write_bytes(uri, json.dumps(value, sort_keys=True).encode())
+
+    def write_bytes(self, uri: str, data: bytes) -> None:
+        """Writes a file so that a reader sees all of it or nothing."""
         if self.is_local:
             path = _local(uri)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +81,20 @@ class Storage:
                 f"{shown(uri)} is not there, though the journal says it was written. Wanted: the storage that the sweep "
                 "wrote to (TILTYARD_STORAGE_URI), with nothing deleted. Put it back, or start anew with another --seed."
             ) from error
+
+    @contextmanager
+    def opening(self, uri: str) -> Iterator[IO[bytes] | None]:
+        """One file, to read from; None where there is none."""
+        with ExitStack() as stack:
+            try:
+                if self.is_local:
+                    file = stack.enter_context(_local(uri).open("rb"))
+                else:
+                    filesystem, path = pafs.FileSystem.from_uri(uri)
+                    file = stack.enter_context(filesystem.open_input_file(path))
+            except FileNotFoundError:
+                file = None
+            yield file
 
     @contextmanager
     def writing(self, uri: str) -> Iterator[Path]:
@@ -131,6 +150,16 @@ class Layout:
     def leaderboard(self) -> str:
         """The final leaderboard, as JSON."""
         return f"{self.home}/leaderboard.json"
+
+    @property
+    def finalists(self) -> str:
+        """What the test rows say of the finalists beside their scores, as JSON."""
+        return f"{self.home}/finalists.json"
+
+    @property
+    def report(self) -> str:
+        """The report, one page of HTML."""
+        return f"{self.home}/report.html"
 
     def pack(self, pack_id: str) -> str:
         """Folder of a pack."""

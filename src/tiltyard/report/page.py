@@ -1,0 +1,379 @@
+"""One page of HTML about a launch: everything in one file, no script, no network, light and dark, screen and paper.
+
+The words stand in ``page.html`` (Jinja, escaping whatever is put in), the looks in ``page.css``; here the values of
+`tiltyard.report.findings` become what the template lays out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from tiltyard.report import plots
+from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, Time, answer, evenly
+from tiltyard.report.terminal import clock_time, configuration, score
+from tiltyard.sweep.leaderboard import Row
+
+HERE = Path(__file__).parent
+TOP = 10
+"""Rows of a leaderboard on the page."""
+MOST_LINES = 150
+"""Lines of a parallel plot: more are only a smear."""
+MOST_POINTS = 300
+MOST_AXES = 6
+MOST_SLICES = 4
+MOST_VARIANTS = 12
+MOST_CLASSES = 12
+"""Larger confusion matrices are left out: no phone shows one."""
+LEAST_SHARE = 0.02
+"""A parameter that explains less is called one without effect."""
+
+
+def render(findings: Findings) -> str:
+    """The page."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    env = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    seen = {"curves": _curves(findings), "studies": _studies(findings), "details": _details(findings)}
+    for figure in _figures(seen):
+        figure["svg"] = Markup(figure["svg"])  # noqa: S704 - drawn here; matplotlib escapes the texts in it
+    css = Markup((HERE / "page.css").read_text())  # noqa: S704 - our own file
+    return env.get_template("page.html").render(
+        **_context(findings), **seen, css=css, sections=_sections(findings, seen)
+    )
+
+
+def _figures(seen: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    found = list(seen["curves"]) + [p for s in seen["studies"] for p in s["plots"]]
+    return found + [d for d in seen["details"] if d["svg"]]
+
+
+def _sections(f: Findings, seen: Mapping[str, Any]) -> list[tuple[str, str]]:
+    every = [
+        ("leaderboard", "Leaderboard", True),
+        ("matrix", "Variants on datasets", _has_matrix(f)),
+        ("curves", "Learning curves", seen["curves"]),
+        ("parameters", "Hyperparameters", seen["studies"]),
+        ("finalists", "Errors of the finalists", seen["details"]),
+        ("time", "Time", True),
+        ("again", "Do it again", True),
+    ]
+    return [(anchor, title) for anchor, title, there in every if there]
+
+
+def _has_matrix(f: Findings) -> bool:
+    return len(f.matrix) > 1 or len(f.board.tables) > 1
+
+
+def _context(f: Findings) -> dict[str, Any]:
+    datasets = list(f.board.tables)
+    return {
+        "f": f,
+        "metric": f.board.metric.replace("_", " "),
+        "headline": _headline(f),
+        "answers": [answer(f, dataset, score) for dataset in datasets],
+        "warnings": _warnings(f),
+        "tables": [_table(f, dataset) for dataset in datasets],
+        "datasets": datasets,
+        "show_matrix": _has_matrix(f),
+        "matrix": [(variant, [_matrix_cell(cells[d]) for d in datasets]) for variant, cells in f.matrix.items()],
+        "time": _time(f.time),
+        "commands": _commands(f),
+        "facts": _facts(f),
+        "decisions": [
+            {"when": _when(d.at), "what": f"{d.kind} of {d.subject}: {d.outcome}", "why": "; ".join(d.reasons)}
+            for d in f.decisions
+        ],
+        "spec": f.experiment.to_json(),
+        "made": f"Made by Tiltyard {installed('tiltyard')} from the journal and the curves. Times are UTC.",
+    }
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
+
+
+def _headline(f: Findings) -> str:
+    states = ", ".join(f"{n:,} {state}" for state, n in sorted(f.states.items()))
+    parts = [
+        f.launch.state,
+        f"{sum(f.states.values()):,} trials ({states})",
+        f"{len(f.matrix)} variants on {len(f.board.tables)} datasets",
+        f"started {_when(f.launch.started)} UTC",
+        f"took {clock_time(f.time.wall_s)}",
+        f"key {f.launch.key[:12]}",
+    ]
+    return " · ".join(parts)
+
+
+def _warnings(f: Findings) -> list[str]:
+    lines = []
+    reason = f.launch.summary.get("reason") or f.launch.summary.get("error")
+    if reason:
+        lines.append(f"It ended early: {reason}.")
+    failed = f.states.get("failed", 0)
+    if failed:
+        lines.append(f"{failed:,} trials failed; their reasons stand in the leaderboard: tiltyard leaderboard --all.")
+    if f.board.test_looks > 1:
+        lines.append(
+            f"The test rows of this experiment were looked at {f.board.test_looks} times: each further look makes their "
+            "scores more optimistic."
+        )
+    return lines
+
+
+def _table(f: Findings, dataset: str) -> dict[str, Any]:
+    table = f.board.tables[dataset]
+    shown = table[:TOP]
+    bounds = [v for row in shown if row.test for v in (row.test.low, row.test.high)]
+    low, high = (min(bounds), max(bounds)) if bounds else (0.0, 1.0)
+    searched = {v.name: set(v.space) for v in f.experiment.variants}
+    rest = len(table) - len(shown)
+    looks = [row for row in table if row.test is not None]
+    return {
+        "dataset": f"{dataset}@{f.versions.get(dataset, '?')}",
+        "rows": [_row(row, low, high, searched.get(row.variant, set())) for row in shown],
+        "rest": (
+            f"{rest:,} more: tiltyard leaderboard {f.launch.experiment} --dataset {dataset} --all. " if rest else ""
+        )
+        + ("" if looks else "No finalist was scored on test rows."),
+    }
+
+
+def _row(row: Row, low: float, high: float, searched: set[str]) -> dict[str, Any]:
+    span = (high - low) or 1.0
+    test = row.test
+    chip, text = ("best", "best") if row.rank == 1 and row.validation is not None else ("", "")
+    if row.tied_with_best:
+        chip, text = "tied", "="
+    return {
+        "rank": row.rank,
+        "name": row.name,
+        "chip": chip,
+        "chip_text": text,
+        "config": configuration({n: v for n, v in row.config.items() if n in searched}),
+        "reason": f"{row.state}: {row.reason}" if row.state in {"failed", "interrupted"} and row.reason else "",
+        "validation": score(row.validation),
+        "epoch": row.epoch,
+        "test": "-" if test is None else score(test.value),
+        "interval": None
+        if test is None
+        else [round(100 * (v - low) / span, 1) for v in (test.low, test.value, test.high)],
+        "interval_text": "" if test is None else f"{score(test.low)} to {score(test.high)}, {test.rows:,} rows",
+        "replicates": _replicates(row),
+    }
+
+
+def _replicates(row: Row) -> str:
+    again = row.replicates
+    if again is None:
+        return ""
+    spread = again.test or again.validation
+    if spread is None or spread.low is None:
+        return f"{again.num} runs with other seeds, {again.failed} failed"
+    return f"mean of {spread.num} other seeds: {score(spread.mean)} ({score(spread.low)} to {score(spread.high)})"
+
+
+def _matrix_cell(cell: CellOfMatrix) -> dict[str, Any]:
+    note = {"best": "best", "tied": "= best", "behind": "", "": ""}[cell.verdict]
+    failed = f"{cell.failed} of {cell.trials} failed" if cell.failed else ""
+    return {
+        "score": score(cell.score),
+        "strength": round(cell.strength, 3),
+        "note": ", ".join(part for part in (note, failed) if part),
+    }
+
+
+def _curves(f: Findings) -> list[dict[str, Any]]:
+    found = []
+    for dataset, lines in f.curves.items():
+        if not lines:
+            continue
+        table = f.board.tables[dataset]
+        marked = [row.cell for row in table if row.test is not None][: plots.SERIES] or [row.cell for row in table[:3]]
+        drawn = [_curve(line, marked) for line in lines]
+        total = sum(row.validation is not None for row in table)
+        best = f.board.best(dataset)
+        found.append(
+            {
+                "title": dataset,
+                "svg": plots.curves(f"curves {dataset}", drawn, rungs=f.rungs, metric=f.board.metric.replace("_", " ")),
+                "caption": f"{len(drawn):,} of {total:,} trials are drawn."
+                if len(drawn) < total
+                else f"All {total:,} trials.",
+                "alt": f"Learning curves of {len(drawn)} trials on {dataset}; the best, {best.name if best else 'none'}, "
+                f"ends at {f.board.metric} {score(best.validation if best else None)}.",
+            }
+        )
+    return found
+
+
+def _curve(line: CurveLine, marked: Sequence[str]) -> plots.Curve:
+    which = marked.index(line.cell) if line.cell in marked else None
+    return plots.Curve(
+        epochs=line.epochs,
+        scores=line.scores,
+        stopped=line.stopped,
+        series=which,
+        label="" if which is None else line.name,
+    )
+
+
+def _studies(f: Findings) -> list[dict[str, Any]]:
+    return [_study(f, s) for s in f.studies[:MOST_VARIANTS] if s.configs and any(s.configs)]
+
+
+def _study(f: Findings, study: Study) -> dict[str, Any]:
+    bars = [{"name": i.parameter, "share": round(100 * i.share)} for i in study.importance]
+    names = [i.parameter for i in study.importance] or sorted({n for c in study.configs for n in c})
+    epochs = " and ".join(map(str, study.epoch))
+    datasets = list(f.board.tables)
+    stood = f"how {study.trials:,} trials stood at epoch {epochs}"
+    if study.importance and study.importance[0].share >= LEAST_SHARE:
+        top = study.importance[0]
+        said = f"{top.parameter} mattered most: it alone explains {round(100 * top.share)}% of {stood}."
+    elif study.importance:
+        said = f"None of them alone explains {stood}."
+    else:
+        said = f"Too few trials ({study.trials:,}) to say what mattered."
+    drawn = []
+    if names and len(study.configs) > 1:
+        some = evenly(range(len(study.configs)), MOST_POINTS)
+        axes = [_axis(f, study, n, some) for n in names[:MOST_SLICES]]
+        standing = [study.standing[i] for i in some]
+        series = [datasets.index(study.datasets[i]) for i in some]
+        drawn.append(
+            {
+                "svg": plots.slices(f"slices {study.variant}", axes, standing, series),
+                "caption": "Each dot is a trial: how it stood over the parameter's value."
+                + (f" Colours: {_colours(datasets)}." if len(datasets) > 1 else ""),
+                "alt": f"Standing of {len(some)} trials of {study.variant} over {', '.join(names[:MOST_SLICES])}.",
+            }
+        )
+        some = evenly(range(len(study.configs)), MOST_LINES)
+        axes = [_axis(f, study, n, some) for n in names[:MOST_AXES]]
+        drawn.append(
+            {
+                "svg": plots.parallel(f"parallel {study.variant}", axes, [study.standing[i] for i in some]),
+                "caption": f"Each line is a trial ({len(some):,} of {study.trials:,}); the stronger, the better it stood.",
+                "alt": f"Parallel coordinates of {len(some)} trials of {study.variant} over {', '.join(names[:MOST_AXES])}.",
+            }
+        )
+    return {"title": study.variant, "caption": said, "bars": bars, "plots": drawn}
+
+
+def _axis(f: Findings, study: Study, name: str, which: Sequence[int]) -> plots.Axis:
+    values = [study.configs[i].get(name) for i in which]
+    return plots.axis_of(name, values, _value, log=name in f.logarithmic.get(study.variant, ()))
+
+
+_COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "teal", "pink", "grey")
+
+
+def _colours(datasets: Sequence[str]) -> str:
+    return ", ".join(f"{_COLOUR_NAMES[i % plots.SERIES]} {name}" for i, name in enumerate(datasets))
+
+
+def _value(value: Any) -> str:
+    return configuration({"": value})[1:]
+
+
+def _details(f: Findings) -> list[dict[str, Any]]:
+    found = []
+    for dataset, table in f.board.tables.items():
+        known = [(row, f.details[row.cell]) for row in table if row.cell in f.details]
+        lines = [
+            (row.name, i, [(confidence, right, rows) for rows, confidence, right in d["calibration"]])
+            for i, (row, d) in enumerate(known)
+            if d["calibration"]
+        ]
+        errors = ", ".join(f"{row.name} {d['calibration_error']:.3f}" for row, d in known if d["calibration"])
+        confusions = [_confusion(row.name, d) for row, d in known if 1 < len(d["confusion"]) <= MOST_CLASSES]
+        if lines or confusions:
+            found.append(
+                {
+                    "dataset": dataset,
+                    "svg": plots.reliability(f"calibration {dataset}", lines) if lines else "",
+                    "caption": f"Calibration on the test rows. Mean distance from the dotted line: {errors}.",
+                    "alt": f"Calibration of {len(lines)} finalists on {dataset}; mean distance from being calibrated: {errors}.",
+                    "confusions": confusions,
+                }
+            )
+    return found
+
+
+def _confusion(name: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    classes = [str(c) for c in detail["classes"]]
+    rows = []
+    for i, counts in enumerate(detail["confusion"]):
+        total = max(1, sum(counts))
+        rows.append(
+            (
+                classes[i],
+                [
+                    {"n": n or "", "strength": round((n / total) ** 0.5, 3), "wrong": i != j}
+                    for j, n in enumerate(counts)
+                ],
+            )
+        )
+    return {"title": name, "classes": classes, "rows": rows}
+
+
+def _time(t: Time) -> dict[str, Any]:
+    whole = max(t.held_s + t.reused_s, 1e-9)
+    bars = [
+        ("trained", "trained", t.trained_s),
+        ("waited", "waited", t.waited_s),
+        ("wasted", "wasted", t.wasted_s),
+        ("reused", "reused", t.reused_s),
+    ]
+    finished, failed = t.attempts
+    devices = f", {t.gpu_s:,.0f} GPU-seconds" if t.gpu_s else ""
+    return {
+        "said": f"It took {clock_time(t.wall_s)}. Packs held their devices for {clock_time(t.held_s)} together "
+        f"({t.cpu_s:,.0f} CPU-seconds{devices}) in {finished:,} attempts that were finished and {failed:,} that were lost.",
+        "bars": [
+            {"name": name, "kind": kind, "share": round(100 * s / whole, 1), "value": clock_time(s)}
+            for name, kind, s in bars
+        ],
+        "note": "Trained: inside attempts whose results were kept. Waited: starting, and between packs. Wasted: attempts that "
+        f"failed or were taken over. Reused: what {t.reused:,} trials would have cost that an earlier experiment had trained.",
+    }
+
+
+def _commands(f: Findings) -> list[dict[str, str]]:
+    name = f.launch.experiment
+    best = [row for dataset in f.board.tables if (row := f.board.best(dataset)) is not None]
+    commands = [
+        ("Every trial, ranked:", f"tiltyard leaderboard {name} --all"),
+        ("Go on where it ended, or see what is left:", f"tiltyard resume {f.launch.key[:12]}"),
+    ]
+    if best:
+        again = "\n".join(f"tiltyard trial rerun {row.cell[:16]}  # {row.name}" for row in best)
+        commands.append(("Train the best anew, alone, and compare with the record:", again))
+    crowned = [d for d in f.decisions if d.kind == "champion"]
+    if crowned:
+        commands.append(("Serve the champions by HTTP:", "tiltyard serve " + " ".join(d.subject for d in crowned)))
+    commands.append(
+        (
+            "The whole experiment again, from the description at the end of this page saved as experiment.json:",
+            'python -c "import tiltyard, pathlib; tiltyard.run(tiltyard.Experiment.from_json('
+            "pathlib.Path('experiment.json').read_text()))\"",
+        )
+    )
+    return [{"what": what, "text": text} for what, text in commands]
+
+
+def _facts(f: Findings) -> list[tuple[str, str]]:
+    return [
+        ("key", f.launch.key),
+        ("datasets", ", ".join(f"{d}@{v}" for d, v in f.versions.items())),
+        ("seeds", f"{f.experiment.seed} (models), {f.experiment.data_seed} (order of the rows)"),
+        ("MLflow run", f.launch.parent_run_id or "not written yet"),
+    ]

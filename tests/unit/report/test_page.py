@@ -1,0 +1,190 @@
+"""The report of a recorded sweep: what it says, that it is one sound file, and that it is made at the end of a sweep."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import recorded_sweep
+
+from tiltyard import cli
+from tiltyard.journal import Journal
+from tiltyard.report.findings import gather
+from tiltyard.report.html import drawing_at_end, report
+from tiltyard.sweep.engine.layout import Layout, Storage
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Sound(HTMLParser):
+    """Notes ids and links, and fails where a tag is closed that was not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [v for k, v in attrs if k == "id" and v]
+        self.links += [v for k, v in attrs if k in {"href", "src"} and v]
+        if tag == "figure" and "role" in values:
+            assert values["aria-label"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(page: str) -> Sound:
+    sound = Sound()
+    sound.feed(page)
+    assert sound.open == []
+    return sound
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> recorded_sweep.Recorded:
+    return recorded_sweep.record(tmp_path_factory.mktemp("recorded"), trials=90)
+
+
+@pytest.fixture(scope="module")
+def page(recorded: recorded_sweep.Recorded) -> str:
+    return report(recorded.settings)[1]
+
+
+def test_report_of_a_sweep_is_one_sound_file_that_needs_no_network(page: str) -> None:
+    sound = parsed(page)
+    assert len(sound.ids) == len(set(sound.ids))
+    inside = {f"#{i}" for i in sound.ids}
+    assert all(link == "data:," or link in inside for link in sound.links)
+    assert "<script" not in page
+    assert len(page) < 1_000_000
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        ET.fromstring(svg)
+
+
+def test_report_of_a_sweep_says_the_answer_with_its_uncertainty(page: str, recorded: recorded_sweep.Recorded) -> None:
+    text = " ".join("".join(parsed(page).text).split())
+    for dataset in ("rings", "moons"):
+        best, second, *_ = recorded.board.tables[dataset]
+        assert best.test is not None
+        expected = (
+            f"On {dataset}@1 {best.name} is best, with accuracy {best.test.value:.4f} on 500 test rows "
+            f"(95% interval {best.test.low:.4f} to {best.test.high:.4f}); it cannot be told apart from {second.name}."
+        )
+        assert expected in text
+    assert "lr mattered most" in text
+    assert "tiltyard serve recorded.rings" in text
+    assert recorded.key in text
+
+
+def test_findings_of_a_sweep_hold_what_the_journal_and_the_curves_say(recorded: recorded_sweep.Recorded) -> None:
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        launch = journal.launches()[0]
+        rows = {row.cell: row for row in journal.trials(launch.key)}
+        f = gather(recorded.settings, journal, launch, recorded.board)
+    assert sum(f.states.values()) == len(rows)
+    assert f.rungs == recorded_sweep.RUNGS
+    for lines in f.curves.values():
+        assert all(line.epochs == tuple(range(1, rows[line.cell].epoch + 1)) for line in lines)
+        assert all(line.scores[-1] == pytest.approx(rows[line.cell].score) for line in lines)
+        assert all(line.stopped == (line.epochs[-1] < recorded_sweep.RUNGS[-1]) for line in lines)
+    for study in f.studies:
+        assert study.importance[0].parameter == "lr"
+        assert {i.parameter: i.share for i in study.importance}["weight_decay"] < 0.2
+    t = f.time
+    assert t.wasted_s == pytest.approx(3.0)  # a lost attempt of 1.5 s on each dataset
+    assert t.trained_s + t.wasted_s + t.waited_s == pytest.approx(t.held_s)
+    assert t.reused == 0
+    for dataset, table in recorded.board.tables.items():
+        best = table[0]
+        assert f.matrix[best.variant][dataset].verdict == "best"
+        assert sum(cells[dataset].trials for cells in f.matrix.values()) == len(table)
+
+
+def test_report_of_scores_that_an_earlier_experiment_left_counts_them_as_reused(
+    tmp_path: Path, recorded: recorded_sweep.Recorded
+) -> None:
+    first = recorded_sweep.record(tmp_path, trials=24, name="first")
+    with Journal.open(first.settings.journal_uri) as journal:
+        from tiltyard.journal import Owner
+
+        key = "ee" * 32
+        claim = journal.claim(key, experiment="later", spec=first.experiment.to_json(), owner=Owner.here())
+        journal.add_trials(claim, journal.trials(first.key))
+        launch = journal.launch(key)
+        assert launch is not None
+        f = gather(first.settings, journal, launch, first.board)
+    assert f.time.reused == 24
+    assert f.time.reused_s > 0
+    assert f.time.trained_s == 0
+
+
+def test_report_of_a_sweep_that_runs_says_so_far(tmp_path: Path) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"], finished=False)
+    launch, page = report(recorded.settings)
+    assert launch.state == "running"
+    assert "is best so far, with accuracy" in " ".join(page.split())
+    assert "optimistic" in page
+
+
+def test_report_of_texts_from_outside_is_escaped(tmp_path: Path) -> None:
+    from tiltyard.journal import TrialUpdate
+
+    recorded = recorded_sweep.record(tmp_path, trials=6, datasets=["rings"], finished=False)
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        from tiltyard.journal import Claim
+
+        rows = journal.trials(recorded.key)
+        claim = Claim(key=recorded.key, launch_id="", fence=1, outcome="new")
+        evil = "<script>alert(1)</script>"
+        journal.set_trial_states(claim, [TrialUpdate(cell=r.cell, state="failed", reason=evil) for r in rows])
+    page = report(recorded.settings)[1]
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    parsed(page)
+
+
+def test_report_command_writes_a_file_or_beside_the_leaderboard(
+    recorded: recorded_sweep.Recorded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TILTYARD_HOME", str(recorded.settings.home))
+    for arguments in (["report", "recorded", "--out", str(tmp_path / "in" / "x.html")], ["report"]):
+        with pytest.raises(SystemExit) as done:
+            cli.main(arguments)
+        assert done.value.code == 0
+        where = Path(capsys.readouterr().out.strip())
+        assert where.read_text().startswith("<!doctype html>")
+    assert str(where) == Layout(Storage(recorded.settings.storage_uri), recorded.key).report
+
+
+def test_drawing_at_the_end_keeps_the_page_and_a_failure_only_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=6, datasets=["rings"], finished=False)
+    draw = drawing_at_end(recorded.settings)
+    page = draw(recorded.key, recorded.board, None)
+    assert page is not None
+    assert b"is best, with accuracy" in b" ".join(page.split())
+    layout = Layout(Storage(recorded.settings.storage_uri), recorded.key)
+    assert Path(layout.report).read_bytes() == page
+    assert draw("0" * 64, recorded.board, None) is None
+    assert "tiltyard report 000000000000" in caplog.text
