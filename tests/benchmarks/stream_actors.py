@@ -105,6 +105,12 @@ class Consumer:
         torch.set_num_threads(1)
         self._x, self._y = (t.clone() for t in self._feed.all())
 
+    def draw(self, e: int) -> float:
+        """Draws the permutation of an epoch and does nothing with it."""
+        start = time.perf_counter()
+        self._feed.order(e)
+        return time.perf_counter() - start
+
     def memory(self, e: int) -> float:
         """Gathers the permutation of an epoch, known beforehand, from tensors in memory."""
         places = torch.from_numpy(self._feed.order(e))

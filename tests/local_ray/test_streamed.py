@@ -20,6 +20,7 @@ import torch
 from tiltyard.data.feed import Feed
 from tiltyard.data.places import Place
 from tiltyard.data.preflight import plan_streams, window_bytes
+from tiltyard.data.readers import Readers
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.stream import Shared, open_feed, share
 from tiltyard.data.streamed import StreamedFeed
@@ -72,17 +73,20 @@ def streamed(store: DatasetStore, version: DatasetVersion, resident: Shared) -> 
     handle.close()
 
 
-def counting(version: DatasetVersion, handle: Shared, folder: Path, ahead: int = 4) -> StreamedFeed:
+def counting(
+    version: DatasetVersion, handle: Shared, folder: Path, ahead: int = 4, rank: int = 0, world: int = 1
+) -> StreamedFeed:
     decoder = CountingDecoder(Place.of(version.uri), handle.preprocessor)
     decoder.folder = folder
     size = window_bytes(version, decoder.row_bytes, "train")
     plan = plan_streams(
         what="it", window_bytes=size, consumers=1, store_bytes=ahead * size, cluster_cpus=2, ahead=ahead
     )
-    return StreamedFeed(version, decoder, split="train", batch_size=1_000, data_seed=0, plan=plan)
+    readers = Readers(version, decoder, plan)
+    return StreamedFeed(readers, split="train", batch_size=1_000, data_seed=0, rank=rank, world=world)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -145,6 +149,7 @@ def test_stream_with_a_slow_consumer_reads_no_more_than_was_planned(
     done = settled(tmp_path)
     assert 4 <= done <= 4 + 4 + 1  # an epoch has four; the next one is ready
     feed.close()
+    feed.readers.close()
     wait_for(lambda: not executors())
 
 
@@ -164,6 +169,7 @@ def test_reader_killed_in_mid_epoch_is_replaced_and_the_batches_stay(
             assert torch.equal(a, c)
             assert torch.equal(b, d)
     feed.close()
+    feed.readers.close()
 
 
 def test_stream_given_up_in_mid_epoch_ends_its_execution(streamed: Shared) -> None:
@@ -172,6 +178,41 @@ def test_stream_given_up_in_mid_epoch_ends_its_execution(streamed: Shared) -> No
         pass
     del feed, _
     wait_for(lambda: not executors())
+
+
+def test_streams_one_after_another_are_read_by_the_same_readers_and_two_at_once_by_others(
+    resident: Shared, version: DatasetVersion, tmp_path: Path
+) -> None:
+    def readers() -> set[str]:
+        named = ray.util.list_named_actors(all_namespaces=True)
+        return {a["name"] for a in named if a["name"].startswith(feed.readers.name)}
+
+    feed = counting(version, resident, tmp_path)
+    batches = feed.epoch(0)
+    next(batches)
+    del batches  # given up in the middle; its readers serve the next stream
+    first = readers()
+    other = StreamedFeed(feed.readers, split="train", batch_size=1_000, data_seed=5)
+    assert len(list(other.epoch(3))) == other.steps_per_epoch
+    assert readers() == first
+    assert len({file.name.split("-")[1] for file in tmp_path.iterdir()}) <= len(first) == 2  # nor was one replaced
+    batches, beside = other.epoch(4), feed.epoch(2)
+    for _ in range(3):
+        next(batches), next(beside)
+    assert len(readers() - first) == 2
+    del batches, beside
+    feed.readers.close()
+
+
+def test_each_of_two_shards_decodes_its_half_of_the_windows(
+    resident: Shared, version: DatasetVersion, tmp_path: Path
+) -> None:
+    feed = counting(version, resident, tmp_path, rank=1, world=2)
+    windows = {s.window for s in feed.slices(0)}
+    assert len(windows) <= 3  # of four: half of them, and one that both need
+    assert sum(len(x) for x, _ in feed.epoch(0)) == version.split_rows["train"] // 2
+    feed.close()
+    feed.readers.close()
 
 
 def test_stream_when_trials_hold_every_cpu_still_flows(streamed: Shared) -> None:
@@ -186,6 +227,26 @@ def test_stream_when_trials_hold_every_cpu_still_flows(streamed: Shared) -> None
     assert told == [streamed.version.split_rows["train"]] * 2
 
 
+def test_trial_killed_in_mid_stream_leaves_its_readers_to_the_next(streamed: Shared) -> None:
+    @ray.remote(num_cpus=0)
+    class Trial:
+        def begin(self, handle: Shared) -> None:
+            from tiltyard.data.stream import open_feed
+
+            self.batches = open_feed(handle, split="train", batch_size=1_000, data_seed=3).epoch(0)
+            next(self.batches)
+
+        def rows(self, handle: Shared) -> int:
+            self.begin(handle)
+            return 1_000 + sum(len(x) for x, _ in self.batches)
+
+    killed, after = Trial.remote(), Trial.remote()  # type: ignore[attr-defined]
+    ray.get(killed.begin.remote(streamed), timeout=120)
+    ray.kill(killed)
+    assert ray.get(after.rows.remote(streamed), timeout=120) == streamed.version.split_rows["train"]
+    ray.kill(after)
+
+
 def test_stream_whose_file_is_gone_tells_which_and_what_to_do(
     resident: Shared, store: DatasetStore, version: DatasetVersion, tmp_path: Path
 ) -> None:
@@ -193,13 +254,15 @@ def test_stream_whose_file_is_gone_tells_which_and_what_to_do(
     decoder = Decoder(Place.of(twin.uri), resident.preprocessor)
     size = window_bytes(twin, decoder.row_bytes, "train")
     plan = plan_streams(what="it", window_bytes=size, consumers=1, store_bytes=8 * size, cluster_cpus=2)
-    feed = StreamedFeed(twin, decoder, split="train", batch_size=1_000, data_seed=0, plan=plan)
+    readers = Readers(twin, decoder, plan)
+    feed = StreamedFeed(readers, split="train", batch_size=1_000, data_seed=0)
     for file in twin.files:
         Path(twin.uri, file.path).unlink()
     with pytest.raises(DataError, match=r"could not be read.*Restore them, or commit"):
         next(feed.epoch(0))
     with pytest.raises(DataError, match=r"A file of large@1 cannot be read.*Restore"):
-        StreamedFeed(twin, decoder, split="train", batch_size=1_000, data_seed=0, plan=plan)
+        StreamedFeed(Readers(twin, decoder, plan), split="train", batch_size=1_000, data_seed=0)
+    readers.close()
 
 
 def test_all_rows_of_a_streamed_split_are_refused_with_the_arithmetic(streamed: Shared) -> None:

@@ -225,6 +225,20 @@ def test_sweep_whose_packs_no_node_can_hold_is_refused_with_the_arithmetic(
     assert not (tmp_path / "journal.db").exists()
 
 
+def test_sweep_whose_baseline_needs_a_split_that_does_not_fit_is_refused_before_any_trial(
+    ray_session: None, data: str, tmp_path: Path
+) -> None:
+    other = sweeps.settings_at(tmp_path, data)
+    with pytest.raises(
+        PreflightError,
+        match=r"Split 'train' of rings@1 takes [\d,]+ bytes.*at once \(by lightgbm, which cannot be streamed\)",
+    ):
+        sweeps.run_launch(other, experiment(resources=Resources(memory_share=1e-7)))
+    with Journal.open(other.journal_uri) as journal:
+        key = next(r.key for r in journal.launches())
+        assert journal.attempts(key) == []
+
+
 def test_sweep_records_how_its_packs_were_cut(swept: Outcome, journal: Journal) -> None:
     cut = journal.decisions(kind="packs")[0]
     assert cut.evidence == {"slots": 2}

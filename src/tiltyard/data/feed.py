@@ -112,58 +112,52 @@ class ArrayFeed(Feed):
 
     def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Feed.epoch`."""
-        for index in itertools.islice(batched(self._windows(e), self._batch), self.steps_per_epoch):
+        for (index,) in itertools.islice(batched(self._windows(e), self._batch), self.steps_per_epoch):
             places = torch.from_numpy(index).to(self._x.device)
             yield self._x.index_select(0, places), self._y.index_select(0, places)
 
     def order(self, e: int) -> npt.NDArray[np.int64]:
         """Places in canonical order of the rows this shard sees in epoch ``e``, in order: int64 ``(num_rows,)``."""
-        return np.concatenate(list(self._windows(e)) or [np.empty(0, np.int64)])
+        return np.concatenate([np.empty(0, np.int64), *(index for (index,) in self._windows(e))])
 
-    def _windows(self, e: int) -> Iterator[npt.NDArray[np.int64]]:
-        shard = Shard(self._rank, self._world, self.num_rows)
-        for window in order.window_order(*self._place, e, len(self._offsets) - 1).tolist():
-            start, stop = int(self._offsets[window]), int(self._offsets[window + 1])
-            yield shard.take(order.row_order(*self._place, e, window, stop - start) + start)
+    def _windows(self, e: int) -> Iterator[tuple[npt.NDArray[np.int64]]]:
+        sizes, visit = np.diff(self._offsets), order.window_order(*self._place, e, len(self._offsets) - 1)
+        for i, skip, take in order.shard_parts(sizes[visit].tolist(), self._rank, self._world):
+            window = int(visit[i])
+            rows = order.row_order(*self._place, e, window, int(sizes[window]))
+            yield (rows[skip : skip + take] + self._offsets[window],)
 
     def all(self) -> tuple[Tensor, Tensor]:
         """See `Feed.all`; on the CPU no copy is made."""
         return self._x, self._y
 
 
-class Shard:
-    """Every ``world``-th row of an epoch, beginning at ``rank``, up to ``num_rows``: the same number for every rank."""
+def batched(parts: Iterator[tuple[npt.NDArray[Any], ...]], size: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Cuts a stream of rows, each a tuple of arrays of one length, into tuples of ``size`` rows; the last may be smaller.
 
-    def __init__(self, rank: int, world: int, num_rows: int) -> None:
-        self._rank, self._world, self._left, self._seen = rank, world, num_rows, 0
-
-    def take(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """This shard's part of the next rows of the epoch."""
-        if self._world == 1:
-            return values
-        first = (self._rank - self._seen) % self._world
-        self._seen += len(values)
-        mine = values[first :: self._world][: self._left]
-        self._left -= len(mine)
-        return mine
-
-
-def batched(parts: Iterator[npt.NDArray[np.int64]], size: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Cuts a stream of arrays into arrays of ``size``; the last one may be smaller."""
-    left = np.empty(0, np.int64)
+    Views where a batch lies in one part, copies where it does not.
+    """
+    left: list[tuple[npt.NDArray[Any], ...]] = []
+    have = 0
     for part in parts:
-        start = 0
-        if len(left):
-            start = size - len(left)
-            left = np.concatenate((left, part[:start]))
-            if len(left) < size:
+        num_rows, start = len(part[0]), 0
+        if have:
+            start = min(size - have, num_rows)
+            left.append(tuple(a[:start] for a in part))
+            have += start
+            if have < size:
                 continue
-            yield left
-        stop = len(part) - (len(part) - start) % size
-        yield from (part[i : i + size] for i in range(start, stop, size))
-        left = part[stop:]
-    if len(left):
-        yield left
+            yield _joined(left)
+        stop = num_rows - (num_rows - start) % size
+        for at in range(start, stop, size):
+            yield tuple(a[at : at + size] for a in part)
+        left, have = ([tuple(a[stop:] for a in part)], num_rows - stop) if stop < num_rows else ([], 0)
+    if have:
+        yield _joined(left)
+
+
+def _joined(parts: list[tuple[npt.NDArray[Any], ...]]) -> tuple[npt.NDArray[Any], ...]:
+    return parts[0] if len(parts) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
 def local_feed(

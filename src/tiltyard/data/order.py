@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -88,3 +89,26 @@ def steps(num_rows: int, batch_size: int, *, drop_last: bool) -> int:
 def shard_rows(num_rows: int, world: int) -> int:
     """Rows each of ``world`` shards gets per epoch; the up to ``world - 1`` rows left over differ by epoch."""
     return num_rows // world
+
+
+def shard_parts(sizes: Sequence[int], rank: int, world: int) -> Iterator[tuple[int, int, int]]:
+    """What a shard takes of the windows of an epoch: one run of its order, so that it reads few windows of the others.
+
+    Args:
+        sizes: Rows of the windows, in the order in which the epoch visits them.
+        rank: Number of the shard.
+        world: How many there are.
+
+    Yields:
+        ``(i, skip, take)``: of the epoch's ``i``-th window ``take`` rows of its order, from the row ``skip`` on.
+
+    >>> list(shard_parts([5, 5], 1, 3))
+    [(0, 3, 2), (1, 0, 1)]
+    """
+    mine = shard_rows(sum(sizes), world)
+    start, stop, seen = rank * mine, (rank + 1) * mine, 0
+    for i, size in enumerate(sizes):
+        skip, end = max(start - seen, 0), min(stop - seen, size)
+        if skip < end:
+            yield i, skip, end - skip
+        seen += size

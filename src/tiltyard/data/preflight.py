@@ -6,7 +6,7 @@ values: no Ray, no clock, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tiltyard.data import order
@@ -16,9 +16,10 @@ from tiltyard.preprocessing import Preprocessor
 
 READERS = 2
 """Actors that read for one stream."""
-QUEUED = 2
-"""Windows in the hands of each of them: one that is read, one that waits."""
-AHEAD = 8
+QUEUED = 4
+"""Windows in the hands of each of them, at most: one that is read, the others wait, for Ray Data hands out new ones ten times a
+second. With two the readers stood still half of the time."""
+AHEAD = 16
 """Windows that may lie in the object store for one stream: read but not consumed, being read, and in the consumer's hands."""
 LEAST_AHEAD = READERS + 2
 """Below this the readers would take turns; a plan that has no room for so many is refused."""
@@ -45,6 +46,16 @@ class StreamPlan:
     store_bytes: int
     heap_bytes: int
     reader_cpus: float
+
+    @property
+    def roomy(self) -> bool:
+        """Room enough that a reader need not wait until its last window is seen."""
+        return self.ahead >= 4 * READERS
+
+    @property
+    def queued(self) -> int:
+        """Windows in the hands of each reader."""
+        return max(2, min(QUEUED, self.ahead // (2 * READERS)))
 
 
 def window_bytes(version: DatasetVersion, row_bytes: int, split: str) -> int:
@@ -155,17 +166,25 @@ def plan_splits(
 
 
 def check_whole(
-    version: DatasetVersion, plans: Mapping[str, SplitPlan], splits: Sequence[str], allowed_bytes: int
+    version: DatasetVersion, plans: Mapping[str, SplitPlan], whole: Mapping[str, str], allowed_bytes: int
 ) -> None:
     """Raises where a split of which all rows are needed at once would be streamed.
+
+    Args:
+        version: The version.
+        plans: Split name to plan.
+        whole: Split name to who needs all its rows at once, for the message.
+        allowed_bytes: What resident splits may take together.
 
     Raises:
         PreflightError: With the arithmetic.
     """
-    for split in splits:
+    for split, who in whole.items():
         if plans[split].mode == "streamed":
+            others = sum(p.num_bytes for p in plans.values() if p.mode == "resident")
             raise PreflightError(
                 f"Split {split!r} of {version.ref} takes {plans[split].num_bytes:,} bytes as arrays and all its rows are "
-                f"needed at once, but resident splits may take {allowed_bytes:,} bytes together. Raise memory_share, start "
-                "Ray with a larger object store, or give the split a smaller share of the rows."
+                f"needed at once ({who}), but resident splits may take {allowed_bytes:,} bytes together, of which smaller "
+                f"ones take {others:,}. Raise memory_share, start Ray with a larger object store, give the split a smaller "
+                f"share of the rows, or leave out what needs them all."
             )

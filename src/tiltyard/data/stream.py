@@ -16,8 +16,10 @@ together is counted here, and refused where it could not run (`tiltyard.data.pre
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from tiltyard.data.features import feature_columns, fit_preprocessor
 from tiltyard.data.feed import ArrayFeed, Arrays, Feed, check_feed
 from tiltyard.data.places import Place
 from tiltyard.data.preflight import SplitPlan, StreamPlan, check_whole, plan_splits, plan_streams, window_bytes
+from tiltyard.data.readers import Readers
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.streamed import StreamedFeed
 from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry, check_split
@@ -64,6 +67,7 @@ class Shared:
         owner: The actor that owns the resident arrays.
         storage_options: How to reach the store.
         streams: What the streams of all trials may use together; None where no split is streamed.
+        readers: Who reads for them.
     """
 
     version: DatasetVersion
@@ -71,6 +75,7 @@ class Shared:
     plans: Mapping[str, SplitPlan]
     owner: Any = field(repr=False)
     streams: StreamPlan | None = None
+    readers: Readers | None = None
     storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -93,8 +98,10 @@ class Shared:
         return dict(ray.get(self.owner.counters.remote()))
 
     def close(self) -> None:
-        """Ends the owner; feeds that are open keep their arrays."""
+        """Ends the owner and the readers; feeds that are open keep the arrays they have."""
         ray.kill(self.owner)
+        if self.readers is not None:
+            self.readers.close()
 
 
 class FilesSource(ray.data.Datasource):
@@ -220,7 +227,7 @@ def share(
     splits: Sequence[str] = ("train", "validation"),
     memory_share: float = 0.5,
     mode: str = "auto",
-    whole: Sequence[str] = ("validation",),
+    whole: Mapping[str, str] = MappingProxyType({"validation": "by scoring"}),
     consumers: int | None = None,
     consumer_cpus: float = 1.0,
     reader_cpus: float = 0.0,
@@ -235,7 +242,8 @@ def share(
         splits: Read now; others are read when a feed first asks for them.
         memory_share: Part of the cluster's object store that resident splits may take together, 0 to 1.
         mode: ``auto``, or ``resident`` or ``streamed`` for all splits.
-        whole: Of ``splits``, those of which trials need all rows at once (``Feed.all``), so that they must not be streamed.
+        whole: Of ``splits``, those of which trials need all rows at once (``Feed.all``), so that they must not be streamed,
+            and who needs them, for the message.
         consumers: Trials that may stream at a time; where None, as many as the cluster has CPUs for.
         consumer_cpus: CPU slots that a trial holds.
         reader_cpus: CPU slots that each reader of a stream holds; 0 lets readers share what there is.
@@ -255,32 +263,43 @@ def share(
                 f"Split {split!r} of {version.ref} has no rows (train, validation, test: "
                 f"{[version.split_rows.get(s, 0) for s in SPLITS]}). Give it a share, or commit more rows."
             )
-    check_whole(version, plans, [s for s in splits if s in whole] if mode == "auto" else [], int(total * memory_share))
+    if mode == "auto":
+        check_whole(version, plans, {s: w for s, w in whole.items() if s in splits}, int(total * memory_share))
     streamed = [s for s in splits if plans[s].mode == "streamed"]
-    streams = None
+    streams = readers = None
     if streamed:
         cpus = float(resources.get("CPU", 1))
-        row_bytes = Decoder(Place.of(version.uri, store.storage_options), fitted).row_bytes
-        resident = sum(p.num_bytes for p in plans.values() if p.mode == "resident")
+        decoder = Decoder(Place.of(version.uri, store.storage_options), fitted)
+        held = sum(p.num_bytes for p in plans.values() if p.mode == "resident")
         streams = plan_streams(
             what=f"{' and '.join(streamed)} of {version.ref}",
-            window_bytes=max(window_bytes(version, row_bytes, s) for s in streamed),
-            consumers=consumers or max(1, int(cpus / max(consumer_cpus, 1e-9))),
-            store_bytes=int(total * STREAM_SHARE) - resident,
+            window_bytes=max(window_bytes(version, decoder.row_bytes, s) for s in streamed),
+            consumers=consumers or _per(cpus, consumer_cpus),
+            store_bytes=int(total * STREAM_SHARE) - held,
             cluster_cpus=cpus,
             consumer_cpus=consumer_cpus,
             reader_cpus=reader_cpus,
         )
+        readers = Readers(version, decoder, streams)
     owner = _Owner.remote(version, fitted, store.storage_options)  # type: ignore[attr-defined]
-    ray.get(owner.load.remote([s for s in splits if plans[s].mode == "resident"]))
+    if resident := [s for s in splits if plans[s].mode == "resident"]:
+        ray.get(owner.load.remote(resident))
+    if readers is not None and streams is not None:
+        readers.warm(streamed, min(streams.consumers, _per(os.cpu_count() or 1, consumer_cpus)))
     return Shared(
         version=version,
         preprocessor=fitted,
         plans=plans,
         owner=owner,
         streams=streams,
+        readers=readers,
         storage_options=store.storage_options,
     )
+
+
+def _per(cpus: float, each: float) -> int:
+    """How many fit, at least one."""
+    return max(1, int(cpus / max(each, 1e-9)))
 
 
 def fetch(handle: Shared, split: str, *, attempts: int = 5) -> Arrays:
@@ -342,13 +361,12 @@ def open_feed(
         "world": world,
     }
     if handle.plans[split].mode == "streamed":
-        if handle.streams is None:
+        if handle.readers is None:
             raise PreflightError(
                 f"Split {split!r} of {handle.version.ref} does not fit in memory and was not planned to be streamed; "
                 f"name it when sharing: share(..., splits=(..., {split!r}))."
             )
-        decoder = Decoder(Place.of(handle.version.uri, handle.storage_options), handle.preprocessor)
-        return StreamedFeed(handle.version, decoder, plan=handle.streams, **common)
+        return StreamedFeed(handle.readers, **common)
     return ArrayFeed(
         fetch(handle, split),
         content_digest=handle.content_digest,

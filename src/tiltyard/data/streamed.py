@@ -3,7 +3,8 @@
 A *stream* is a Ray Data execution over the windows of an epoch (and of those that follow it) in the epoch's order. Each
 window is one block: read, preprocessed and shuffled by one of ``READERS`` actors of Ray Data, handed over through the object
 store, and cut into batches where they are consumed, without copying. Actors and not tasks, because Ray Data looks for
-finished work ten times a second: a task waits for its successor meanwhile, an actor has the next window in its queue.
+finished work ten times a second: a task waits for its successor meanwhile, an actor has the next windows in its queue. They
+outlive their execution (`tiltyard.data.readers`), so that a stream begins in tenths of a second.
 
 Bounded memory: at most ``StreamPlan.ahead`` windows lie in the object store for their consumer (`tiltyard.data.preflight`).
 No deadlock: readers hold no CPU slot unless told to, so trials that hold every CPU cannot starve the reader they wait for;
@@ -14,60 +15,26 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray
-import ray.data
 import torch
 from torch import Tensor
 
 from tiltyard.data import order
-from tiltyard.data.feed import Feed, check_feed, tensor
-from tiltyard.data.preflight import QUEUED, READERS, StreamPlan
-from tiltyard.data.versions import DatasetVersion
-from tiltyard.data.windows import Decoder, Reader, Slice, Window, X, Y, epoch_slices, narrow, windows_of
+from tiltyard.data.feed import Feed, batched, check_feed, tensor
+from tiltyard.data.readers import Readers
+from tiltyard.data.windows import Reader, Slice, X, Y, epoch_slices, narrow
 from tiltyard.errors import DataError, PreflightError
 
-SEGMENT = 256
-"""Windows of one execution; a longer stream is several, the next one begun before the last one ends."""
-_EARLY = 16
-
-
-def _context(plan: StreamPlan) -> ray.data.DataContext:
-    """Ray Data's settings of a stream; the caller's own are not touched."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
-        context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.enable_auto_log_stats = False
-    context.target_max_block_size = plan.window_bytes  # a window is a block: it is cut from half as much again
-    context._max_num_blocks_in_streaming_gen_buffer = 1  # and a task's whole output; pending tasks are counted by it
-    options = context.execution_options
-    options.preserve_order = True
-    options.resource_limits = options.resource_limits.copy(
-        object_store_memory=float((plan.ahead - 1) * plan.window_bytes)  # one more is in the consumer's hands
-    )
-    return context
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What Ray Data raises where a window cannot be read, as an error of ours."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        raise DataError(
-            f"A window could not be read: {_what(error)}. "
-            "Wanted: the version's files as they were written. Restore them, or commit the rows anew."
-        ) from error
+FIRST, SEGMENT = 64, 512
+"""Windows of the first and of each later execution of a stream: to put a request takes a millisecond, and all are put first."""
+ATTEMPTS = 3
+"""Times a window is asked for whose readers die."""
 
 
 def _what(error: Exception) -> str:
@@ -76,67 +43,63 @@ def _what(error: Exception) -> str:
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
-class _Segment:
-    """One execution over some slices: blocks in their order."""
-
-    def __init__(self, reader_args: tuple[Any, ...], slices: list[Slice], plan: StreamPlan) -> None:
-        with warnings.catch_warnings(), ray.data.DataContext.current(_context(plan)):
-            warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
-            dataset = ray.data.from_arrow([pa.Table.from_pylist([asdict(s)]) for s in slices]).map_batches(
-                Reader,
-                fn_constructor_args=reader_args,
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=plan.reader_cpus,
-                compute=ray.data.ActorPoolStrategy(
-                    size=min(READERS, len(slices)), max_tasks_in_flight_per_actor=QUEUED
-                ),
-            )
-            with _told():
-                self._bundles: Iterator[Any] | None = iter(dataset.iter_internal_ref_bundles())
-
-    def __iter__(self) -> Iterator[pa.Table]:
-        while self._bundles is not None:
-            with _told():
-                bundle = next(self._bundles, None)
-            if bundle is None:
-                return
-            for entry in bundle.blocks:
-                yield ray.get(entry.ref)
-
-    def close(self) -> None:
-        """Ends the execution and its readers."""
-        self._bundles = None
-
-
 class _Stream:
     """Blocks of an epoch and those after it, as long as somebody asks."""
 
     def __init__(self, feed: StreamedFeed, first_epoch: int) -> None:
-        self._slices = itertools.chain.from_iterable(feed.slices(e) for e in itertools.count(first_epoch))
-        self._feed, self.epoch = feed, first_epoch
-        self._running = self._begin()
-        self._next: _Segment | None = None
-        self._left = SEGMENT
-
-    def _begin(self) -> _Segment:
-        return _Segment(self._feed.reader_args, list(itertools.islice(self._slices, SEGMENT)), self._feed.plan)
+        shard = feed.shard  # and not the feed: it refers to its stream, whose readers are free once nobody refers to it
+        self._slices = (s for e in itertools.count(first_epoch) for s in epoch_slices(*shard, e))
+        self._readers, self._split, self.epoch = feed.readers, feed.split, first_epoch
+        self._asked: deque[Slice] = deque(itertools.islice(self._slices, FIRST))
+        self._bundles: Iterator[Any] | None = None
+        self._holds = ExitStack()
+        self._set = self._holds.enter_context(self._readers.taken())
 
     def blocks(self) -> Iterator[pa.Table]:
-        """Block after block, without end."""
+        """Block after block, without end; where a reader dies, from the first block that is missing.
+
+        Raises:
+            DataError: If a window cannot be read.
+        """
+        left = ATTEMPTS
         while True:
-            for block in self._running:
-                self._left -= 1
-                if self._left == _EARLY:
-                    self._next = self._begin()
+            try:
+                blocks = self._some()
+            except ray.exceptions.RayError as error:
+                left -= 1
+                self._bundles = None
+                if left and isinstance(error, (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)):
+                    continue
+                raise DataError(
+                    f"A window could not be read: {_what(error)}. "
+                    "Wanted: the version's files as they were written. Restore them, or commit the rows anew."
+                ) from error
+            for block in blocks:
+                left = ATTEMPTS
+                self._asked.popleft()
                 yield block
-            self._running, self._next, self._left = self._next or self._begin(), None, SEGMENT
+
+    def _some(self) -> list[pa.Table]:
+        """The blocks that come next; none where an execution ended."""
+        if self._bundles is None:
+            if not self._asked:
+                self._asked.extend(itertools.islice(self._slices, SEGMENT))
+            self._bundles = self._readers.blocks([Reader.request([s]) for s in self._asked], [self._set], self._split)
+        bundle = next(self._bundles, None)
+        if bundle is None:
+            if self._asked:
+                raise DataError(
+                    f"Ray Data ended a stream of split {self._split!r} with {len(self._asked)} windows still to come; every one "
+                    "was wanted. Read it again; where that is no help, look at Ray's logs of the readers."
+                )
+            self._bundles = None
+            return []
+        return [ray.get(entry.ref) for entry in bundle.blocks]
 
     def close(self) -> None:
         """Ends what runs."""
-        for segment in (self._running, self._next):
-            if segment is not None:
-                segment.close()
+        self._bundles = None
+        self._holds.close()
 
 
 class StreamedFeed(Feed):
@@ -145,46 +108,40 @@ class StreamedFeed(Feed):
     The tensors of a batch may be views of a shared, read-only block: do not change them in place.
 
     Args:
-        version: The dataset version.
-        decoder: How its files are read.
+        readers: Who reads its windows.
         split: Which split.
         batch_size: Rows per batch.
         data_seed: Decides the order, with the content digest, the split and the epoch.
-        plan: What this and the other streams may use.
         device: Where the batches go.
         drop_last: Leave out a last batch that is not full.
-        rank: This consumer's number among ``world``; each reads all windows and takes its own rows of them.
+        rank: This consumer's number among ``world``; each reads the windows that its own run of the epoch lies in.
         world: How many there are.
     """
 
     def __init__(
         self,
-        version: DatasetVersion,
-        decoder: Decoder,
+        readers: Readers,
         *,
         split: str,
         batch_size: int,
         data_seed: int,
-        plan: StreamPlan,
         device: str | torch.device = "cpu",
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         check_feed(batch_size, rank, world)
-        self._windows: list[Window] = windows_of(version, decoder.root, split)
-        self._place = (version.content_digest, split, data_seed)
-        self._ref, self._device, self._batch, self._rank, self._world = version.ref, device, batch_size, rank, world
-        self.plan = plan
-        self.reader_args = (decoder, self._windows, self._place, world)
-        self._split_bytes = version.split_rows.get(split, 0) * decoder.row_bytes
-        self.num_rows = order.shard_rows(sum(w.num_rows for w in self._windows), world)
+        windows = readers.windows(split)
+        self.shard = (windows, (readers.version.content_digest, split, data_seed), rank, world)
+        self._device, self._batch = device, batch_size
+        self.readers, self.split = readers, split
+        self.num_rows = order.shard_rows(sum(w.num_rows for w in windows), world)
         self.steps_per_epoch = order.steps(self.num_rows, batch_size, drop_last=drop_last)
         self._live: _Stream | None = None
 
     def slices(self, epoch: int) -> list[Slice]:
         """What this shard takes of each window, in the order of an epoch."""
-        return epoch_slices(self._windows, self._place, epoch, self._rank, self._world)
+        return epoch_slices(*self.shard, epoch)
 
     def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Feed.epoch`. The stream goes on to the next epoch, which is there at once when it is asked for."""
@@ -198,8 +155,8 @@ class StreamedFeed(Feed):
         done = False
         try:
             blocks = itertools.islice(stream.blocks(), len(self.slices(e)))
-            batches = itertools.islice(cut(blocks, self._batch), self.steps_per_epoch)
-            for x, y in batches:
+            parts = ((narrow(block[X]), narrow(block[Y])) for block in blocks)
+            for x, y in itertools.islice(batched(parts, self._batch), self.steps_per_epoch):
                 yield tensor(x).to(self._device), tensor(y).to(self._device)
             for _ in blocks:  # what drop_last left over
                 pass
@@ -217,8 +174,10 @@ class StreamedFeed(Feed):
         Raises:
             PreflightError: Always, with the arithmetic.
         """
+        version = self.readers.version
+        split_bytes = version.split_rows.get(self.split, 0) * self.readers.decoder.row_bytes
         raise PreflightError(
-            f"Split {self._place[1]!r} of {self._ref} is streamed: {self._split_bytes:,} bytes as arrays do not fit the share "
+            f"Split {self.split!r} of {version.ref} is streamed: {split_bytes:,} bytes as arrays do not fit the share "
             "of memory that was allowed, and all rows at once were asked for (scoring and LightGBM do). Raise memory_share, "
             "give Ray a larger object store, or make the split smaller."
         )
@@ -228,31 +187,3 @@ class StreamedFeed(Feed):
         if self._live is not None:
             self._live.close()
             self._live = None
-
-
-def cut(blocks: Iterator[pa.Table], size: int) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[Any]]]:
-    """Batches of ``size`` rows from blocks of any size: views where a batch lies in one block, copies where it does not."""
-    left: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
-    have = 0
-    for block in blocks:
-        x, y = narrow(block[X]), narrow(block[Y])
-        start = 0
-        if have:
-            start = min(size - have, len(x))
-            left.append((x[:start], y[:start]))
-            have += start
-            if have < size:
-                continue
-            yield _joined(left)
-        stop = len(x) - (len(x) - start) % size
-        for at in range(start, stop, size):
-            yield x[at : at + size], y[at : at + size]
-        left, have = ([(x[stop:], y[stop:])], len(x) - stop) if stop < len(x) else ([], 0)
-    if have:
-        yield _joined(left)
-
-
-def _joined(parts: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])

@@ -7,7 +7,7 @@ columns that are wanted, and only the row groups that hold the window, are decod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class Decoder:
         """Features and labels of rows; of those at ``places`` and in that order, where given."""
         x, y = self.preprocessor.transform(raw), self.preprocessor.transform_label(raw)
         if places is not None:
-            x, y = x[places], y[places]
+            x, y = x.take(places, axis=0), y.take(places, axis=0)
         return pa.table({X: wide(x), Y: wide(y) if y.ndim == 2 else pa.array(y)})
 
 
@@ -140,8 +140,9 @@ def _count(version: DatasetVersion, root: Place, split: str, starts: Sequence[in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """What one shard takes of one window in one epoch: every ``world``-th row from ``skip`` on, ``take`` rows at most."""
+    """What one shard takes of one window in one epoch: ``take`` rows of the epoch's order, from ``skip`` on."""
 
+    data_seed: int
     epoch: int
     window: int
     skip: int
@@ -149,44 +150,44 @@ class Slice:
 
 
 def epoch_slices(
-    windows: Sequence[Window], place: tuple[str, str, int], epoch: int, rank: int, world: int
+    windows: Sequence[Window], place: tuple[str, str, int], rank: int, world: int, epoch: int
 ) -> list[Slice]:
     """The slices of a shard in the order of an epoch, without empty ones.
 
     Args:
         windows: Of the split.
         place: Content digest, split and data seed.
-        epoch: Which one.
         rank: Number of the shard.
         world: How many there are; all get the same number of rows.
+        epoch: Which one.
     """
-    left = order.shard_rows(sum(w.num_rows for w in windows), world)
-    seen, slices = 0, []
-    for number in order.window_order(*place, epoch, len(windows)).tolist():
-        skip = (rank - seen) % world
-        take = min(left, len(range(skip, windows[number].num_rows, world)))
-        seen, left = seen + windows[number].num_rows, left - take
-        if take:
-            slices.append(Slice(epoch=epoch, window=number, skip=skip, take=take))
-    return slices
+    visit = order.window_order(*place, epoch, len(windows)).tolist()
+    return [
+        Slice(data_seed=place[2], epoch=epoch, window=visit[i], skip=skip, take=take)
+        for i, skip, take in order.shard_parts([windows[w].num_rows for w in visit], rank, world)
+    ]
 
 
 class Reader:
-    """Reads slices of windows, one after another; lives in an actor of Ray Data.
+    """Reads slices of windows of one split, one after another; lives in an actor of Ray Data.
 
     Args:
         decoder: How a window becomes features and labels.
+        place: Content digest and split: with data seed and epoch, what decides the order.
         windows: Of the split.
-        place: Content digest, split and data seed: with the epoch, what decides the order.
-        world: How many shards there are.
     """
 
-    def __init__(self, decoder: Decoder, windows: Sequence[Window], place: tuple[str, str, int], world: int) -> None:
-        self._decoder, self._windows, self._place, self._world = decoder, windows, place, world
+    def __init__(self, decoder: Decoder, place: tuple[str, str], windows: Sequence[Window]) -> None:
+        self._decoder, self._place, self._windows = decoder, place, windows
+
+    @staticmethod
+    def request(asked: Sequence[Slice]) -> pa.Table:
+        """Slices as a table, which is how they reach a reader."""
+        return pa.table({f.name: pa.array([getattr(s, f.name) for s in asked], pa.int64()) for f in fields(Slice)})
 
     def __call__(self, asked: pa.Table) -> pa.Table:
-        """The rows of the slices in ``asked`` (columns ``epoch``, ``window``, ``skip``, ``take``), in the epoch's order."""
-        return pa.concat_tables([self.read(Slice(**row)) for row in asked.to_pylist()])
+        """The rows of the slices that `request` was given, in the epoch's order."""
+        return pa.concat_tables([self.read(Slice(**row)) for row in asked.to_pylist()]) if asked.num_rows else asked
 
     def read(self, asked: Slice) -> pa.Table:
         """The rows of one slice, in the order of its epoch."""
@@ -196,5 +197,5 @@ class Reader:
         if raw.num_rows != window.num_rows:
             hashes = narrow(raw[rows.ROW])
             raw = raw.filter(pa.array((hashes >= window.first) & (hashes <= window.last)))
-        places = order.row_order(*self._place, asked.epoch, window.number, window.num_rows)
-        return self._decoder.block(raw, places[asked.skip :: self._world][: asked.take])
+        places = order.row_order(*self._place, asked.data_seed, asked.epoch, window.number, window.num_rows)
+        return self._decoder.block(raw, places[asked.skip : asked.skip + asked.take])

@@ -65,8 +65,15 @@ def test_shards_of_an_epoch_are_disjoint_and_of_equal_size(num_rows: int, world:
     assert {len(s) for s in seen} == {num_rows // world}
     together = [v for s in seen for v in s]
     assert len(set(together)) == len(together) == num_rows // world * world
-    interleaved = [v for row in zip(*seen, strict=True) for v in row]
-    assert interleaved == epoch(feed(num_rows), e)[: len(together)]
+    assert together == epoch(feed(num_rows), e)[: len(together)]  # each is one run of the epoch
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(1, 7))
+def test_shards_read_few_windows_that_others_read_too(sizes: list[int], world: int) -> None:
+    parts = [list(order.shard_parts(sizes, rank, world)) for rank in range(world)]
+    assert sum(map(len, parts)) <= len(sizes) + world - 1
+    assert [sum(take for _, _, take in p) for p in parts] == [sum(sizes) // world] * world
+    assert all(skip >= 0 and take > 0 and skip + take <= sizes[i] for p in parts for i, skip, take in p)
 
 
 def test_drop_last_leaves_out_the_batch_that_is_not_full() -> None:
@@ -80,8 +87,10 @@ def test_drop_last_leaves_out_the_batch_that_is_not_full() -> None:
 @settings(deadline=None)
 def test_batched_with_parts_of_any_length_keeps_every_value(lengths: list[int], size: int) -> None:
     bounds = np.cumsum([0, *lengths])
-    parts = [np.arange(a, b) for a, b in itertools.pairwise(bounds)]
-    cut = list(batched(iter(parts), size))
+    parts = [(np.arange(a, b), np.arange(a, b) + 1) for a, b in itertools.pairwise(bounds)]
+    both = list(batched(iter(parts), size))
+    cut = [one for one, _ in both]
+    assert all(np.array_equal(one + 1, other) for one, other in both)
     assert np.concatenate([np.empty(0, np.int64), *cut]).tolist() == list(range(int(bounds[-1])))
     assert all(len(c) == size for c in cut[:-1])
     assert not cut or 0 < len(cut[-1]) <= size
