@@ -104,6 +104,10 @@ def _entry(
     settings: Settings, cluster: str | None, address: str | None, env: Mapping[str, str]
 ) -> tuple[str, Mapping[str, Any]]:
     if address is not None:
+        up = state.read(settings.cluster_state)
+        ray = up.service(commands.RAY) if up is not None else None
+        if ray is not None and ray.url == address.rstrip("/"):
+            return "up", _of_up(settings, wanted=True)
         return urlsplit(address).netloc or address, {"url": address}
     path = Path(env.get(FILE_ENV) or Path(env.get("HOME", "~")).expanduser() / ".config/tiltyard/clusters.toml")
     if cluster == "up":

@@ -119,6 +119,8 @@ def test_cluster_of_tiltyard_up_is_used_with_its_own_token(laptop: Laptop) -> No
     laptop.env["RAY_AUTH_TOKEN"] = "of another cluster"
     found = laptop.target()
     assert (found.name, found.url, found.token, found.is_plain) == ("up", "http://127.0.0.1:23456", "ups", False)
+    assert laptop.target(address="http://127.0.0.1:23456/").token == "ups"
+    assert laptop.target(address=URL).token == "of another cluster"
 
 
 @pytest.mark.parametrize(

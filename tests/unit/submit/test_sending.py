@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ray_head import RayHead, serving
 
 from tiltyard.errors import KeyConflictError, SubmitError
@@ -141,6 +143,27 @@ def test_head_that_restarts_between_package_and_job_is_sent_both_again(head: Ray
     assert sent(url, package).started
     assert len(head.jobs) == 1
     assert [r.split()[0] for r in head.requests].count("PUT") == 2
+
+
+@given(st.lists(st.sampled_from(["fine", "hangs up", "busy", "answer lost"]), max_size=12))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_goes_wrong_on_the_way_two_laptops_end_with_one_job(tmp_path: Path, faults: list[str]) -> None:
+    package = tmp_path / "package.zip"
+    package.write_bytes(b"PK\x05\x06" + bytes(18))
+    head, left = RayHead(token=TOKEN), iter(faults)
+    fault = "fine"
+
+    def before(_: str) -> int | None:
+        nonlocal fault
+        fault = next(left, "fine")
+        return {"hangs up": 0, "busy": 503}.get(fault)
+
+    head.before, head.after = before, lambda _: fault != "answer lost"
+    with serving(head) as url:
+        results = [sent(url, package, patience_s=1e9) for _ in range(2)]
+    assert len(head.jobs) == 1
+    assert {r.job_id for r in results} == set(head.jobs)
+    assert not results[1].started
 
 
 @pytest.mark.parametrize("code", [0, 500, 503])
