@@ -1,7 +1,8 @@
 """Runs a job file: data, sweep, champions, and what a person is told about it.
 
 ``python jobs/x.py``, ``tiltyard run jobs/x.py`` and ``ray job submit -- python jobs/x.py`` all come through `run_file`.
-Exit codes: 0 done, 1 refused or failed, 2 the options are wrong, 130 stopped with Ctrl-C. ``TILTYARD_DEBUG=1`` shows
+Exit codes: 0 done (also where the experiment's own budget ended it with a winner for each dataset), 1 refused or failed, 2
+the options are wrong, 3 a budget ended it before that, 130 stopped with Ctrl-C. ``TILTYARD_DEBUG=1`` shows
 tracebacks.
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tiltyard.sweep.engine.launch import Outcome
 
 INTERRUPTED = 130
+OUT_OF_BUDGET = 3
 
 
 def main(path: str, argv: Sequence[str] | None = None) -> None:
@@ -101,10 +103,9 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
 
     from tiltyard.report.html import drawing_at_end
     from tiltyard.sweep.engine.launch import launch
-    from tiltyard.sweep.engine.ray_runtime import check_address, submitted_job
+    from tiltyard.sweep.engine.ray_runtime import submitted_job
 
     try:
-        check_address()
         outcome = launch(
             settings,
             experiment,
@@ -117,7 +118,7 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
         tell.close()
     tell.result(outcome)
     if outcome.state == "stopped":
-        return INTERRUPTED if outcome.by_person else 1
+        return INTERRUPTED if outcome.by_person else OUT_OF_BUDGET
     crowned, served = _crown(settings, experiment, outcome, digest, job_file, tell)
     tell.end(settings, outcome, crowned, time.monotonic() - started)
     without = [d for d in outcome.leaderboard.tables if outcome.leaderboard.best(d) is None]

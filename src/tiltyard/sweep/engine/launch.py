@@ -10,8 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.stream import share
@@ -27,18 +28,19 @@ from tiltyard.sweep.engine.finals import Look, look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
+from tiltyard.sweep.engine.memory import sizes_of
 from tiltyard.sweep.engine.packing import is_queued, pack_size_for, shape_of
 from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models, prepare
-from tiltyard.sweep.engine.rows import results_of, trial_record, trial_row
+from tiltyard.sweep.engine.rows import ended_outside, results_of, trial_record, trial_row
 from tiltyard.sweep.engine.worker import Post, import_paths
 from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.growth import Growth
-from tiltyard.sweep.halving import Machine
+from tiltyard.sweep.halving import Machine, TrialState
 from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
-from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, plan
+from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, order_dependent, plan
 from tiltyard.sweep.preflight import check_placement
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, drain_leftover
-from tiltyard.types import OWN_TRAINING
+from tiltyard.types import trains_itself
 
 GROWS = "TILTYARD_CLUSTER_GROWS"
 """Set where an autoscaler adds nodes as they are asked for: what no node can hold now may be held by one to come."""
@@ -51,8 +53,10 @@ it could not."""
 class Outcome:
     """What a launch came to.
 
-    ``state``: ``finished``, ``stopped`` (a person's signal or a budget; the next launch goes on), or ``reused`` (the
-    record answered). ``by_person``: it was stopped by Ctrl-C or SIGTERM.
+    ``state``: ``finished``, ``stopped`` (the next launch goes on), or ``reused`` (the record answered). ``by_person``: it
+    was stopped by Ctrl-C or SIGTERM. A sweep that its own budget ends is finished where a trial of each dataset has
+    trained to the end (``reason`` says so): those are ranked, tested and crowned. Else, or where a team's budget ends it,
+    it is stopped, and nobody looks at the test split.
     """
 
     state: str
@@ -125,8 +129,10 @@ def launch(
     store = DatasetStore(settings.data_uri)
     prepared, facts = prepare(experiment, store)
     the_plan = plan(experiment, facts, code_digest=code_digest)
-    check_models(the_plan.trials)
-    _check_placement(experiment)
+    if not _is_finished(settings, the_plan.key):
+        check_models(the_plan.trials)
+        ray_runtime.check_address()
+        _check_placement(experiment)
     known: dict[tuple[str, int], CellScore] = {}
     growth = growth_of(experiment, the_plan, facts, code_digest=code_digest, known=known)
     with Journal.open(settings.journal_uri) as journal:
@@ -155,6 +161,16 @@ def launch(
                 raise
             journal.release(claim, state="failed", summary={"error": f"{type(error).__name__}: {error}"[:2000]})
             raise
+
+
+def _is_finished(settings: Settings, key: str) -> bool:
+    """The record answers: nothing will be started. Makes no journal where there is none."""
+    scheme, _, path = settings.journal_uri.partition(":///")
+    if scheme.startswith("sqlite") and not Path(path).exists():
+        return False
+    with Journal.open(settings.journal_uri) as journal:
+        found = journal.launch(key)
+        return found is not None and found.state == "finished"
 
 
 def _interrupt(journal: Journal, claim: Claim, reason: str) -> None:
@@ -233,6 +249,7 @@ class _Launch:
         self.started = time.time()
         self.curves = Curves(layout.storage)
         self.page: Page | None = None
+        self.ended: dict[str, TrialState] = {}
         self._rungs: dict[str, tuple[int, ...]] = {}
         self._by_cell: dict[str, Trial] = {}
         self.withdrawn = replay(journal, claim.key, growth)
@@ -255,7 +272,9 @@ class _Launch:
         if report is not None and report.parent_run_id is not None:
             self.journal.set_parent_run(self.claim, report.parent_run_id)
         runs = Tracker(self.settings, self.claim.key).run_ids()
-        return self._outcome("reused", None, board, self._results(), report, runs)
+        recorded = self.journal.launch(self.claim.key)
+        reason = None if recorded is None else recorded.summary.get("reason")
+        return self._outcome("reused", reason, board, self._results(), report, runs)
 
     def run(self, store: DatasetStore) -> Outcome:
         """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
@@ -274,8 +293,8 @@ class _Launch:
             self._record_plan()
             with stop_on_signals() as request:
                 driver = self._sweep(tracker, request)
-            if driver.stop_reason is not None and request.reason is not None:
-                return self._stopped(driver, tracker)
+            if driver.stop_reason is not None and not (driver.budget_ended and self._has_answer()):
+                return self._stopped(driver, tracker, by_person=request.reason is not None)
             return self._finish(driver, tracker, store)
 
     def _machine(self, pack_size: Callable[[Group, Sequence[Trial]], int]) -> Machine:
@@ -290,6 +309,7 @@ class _Launch:
             known=self.known,
             refused=self.growth.refused,
             withdrawn=self.withdrawn,
+            ended=self.ended,
         )
 
     def _load(self, groups: Sequence[Group]) -> None:
@@ -297,7 +317,12 @@ class _Launch:
         rungs = {rung for group in groups for rung in group.rungs}
         self._rungs.update({group.name: group.rungs for group in groups})
         self._by_cell.update({t.cell: t for group in groups for t in group.trials})
-        self.known.update(self.journal.cell_scores([t.cell for group in groups for t in group.trials], rungs))
+        self.known.update(
+            self.journal.cell_scores([t.cell for group in groups if not group.scheduler for t in group.trials], rungs)
+        )
+        if outside := [t.cell for group in groups if group.scheduler for t in group.trials]:
+            self.known.update(self.journal.cell_scores(outside))
+            self.ended.update(ended_outside(self.journal, self.claim.key, outside))
 
     def _grow_and_record(self, machine: Machine) -> list[Group]:
         new = self.growth.grow(machine, self._load)
@@ -320,7 +345,8 @@ class _Launch:
         _check_placement(self.experiment)
         slots = ray_runtime.slots(resources.cpus, resources.gpus)
         slots = min(slots, resources.max_concurrent or slots)
-        size = pack_size_for(resources, slots=self._slots_of_first(slots), groups=self.plan.side_by_side, device=device)
+        first = self._cut_of_first(slots, device)
+        size = pack_size_for(resources, slots=int(first["slots"]), groups=self.plan.side_by_side, device=device)
         machine = self._machine(size)
         self.control = Control(journal=self.journal, claim=self.claim, experiment=self.experiment, growth=self.growth)
         driver = SweepDriver(
@@ -339,31 +365,46 @@ class _Launch:
             control=self.control,
         )
         self.machine = machine
-        if not driver.done:
-            post = self._post(device, slots)
+        if not driver.done or machine.outside:
+            post = self._post(device, slots, first.get("sizes"))
             try:
-                run_packs(driver, post, max_concurrent=slots)
+                self._run(driver, post, slots)
             finally:
                 for shared in post.splits.values():
                     shared.close()
             driver.tick()
         return driver
 
-    def _slots_of_first(self, slots: int) -> int:
-        """How many packs at once the key's first launch was cut for: the same packs give the same leaderboard."""
+    def _run(self, driver: SweepDriver, post: Post, slots: int) -> None:
+        """Packs, then what shares none, then what joins once both have ended, until nothing is left."""
+        while not driver.stopping and (not driver.done or driver.machine.outside):
+            if not driver.done:
+                run_packs(driver, replace(post, since=time.time()), max_concurrent=slots)
+                if not driver.done:  # Ray Tune gave up: what is left goes on another time
+                    return
+            for group in driver.machine.outside if not driver.stopping else ():
+                from tiltyard.sweep.engine.stock import run_stock
+
+                run_stock(driver, group, post, max_concurrent=slots)
+                driver.take_in()
+
+    def _cut_of_first(self, slots: int, device: str) -> Mapping[str, Any]:
+        """How the key's first launch cut its packs, and in which chunks: the same packs give the same leaderboard."""
+        sizes = sizes_of(self.settings, device)
+        measured = f"; chunks as measured on {sizes['measured_on']}" if sizes else ""
         first = self.journal.decide(
             kind="packs",
             subject=self.experiment.name,
             actor="driver",
-            evidence={"slots": slots},
-            reasons=[f"the cluster holds {slots} packs at once"],
+            evidence={"slots": slots, "sizes": sizes},
+            reasons=[f"the cluster holds {slots} packs at once{measured}"],
             outcome=f"packs are cut for {slots} at once, in every launch of this key",
             once=f"packs/{self.claim.key}",
             claim=self.claim,
         )
-        return int(first.evidence["slots"])
+        return first.evidence
 
-    def _post(self, device: str, slots: int) -> Post:
+    def _post(self, device: str, slots: int, sizes: Mapping[str, Any] | None) -> Post:
         store = DatasetStore(self.settings.data_uri)
         queued = ", ".join(v.name for v in self.experiment.variants if is_queued(v.model))
         whole = {"train": f"by {queued}, which cannot be streamed"} if queued else {}
@@ -389,24 +430,31 @@ class _Launch:
             cpus=self.experiment.resources.cpus,
             gpus=self.experiment.resources.gpus,
             since=time.time(),
+            trial_s=self.experiment.budget.trial_s,
             import_paths=import_paths(),
+            sizes=sizes,
         )
 
     def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:
         """Hands trials that ended to the writer: whole, with their curves."""
         for trial in trials:
-            scores = [s for e in self._rungs[trial.group] if (s := self.known.get((trial.cell, e))) is not None]
+            epochs = sorted({*self._rungs[trial.group], machine.state_of(trial.cell).epoch})
+            scores = [s for e in epochs if (s := self.known.get((trial.cell, e))) is not None]
             cpus = self.experiment.resources.cpus
             tracker.trial(trial_record(trial, machine.state_of(trial.cell), scores, self.curves, cpus=cpus))
 
-    def _stopped(self, driver: SweepDriver, tracker: Tracker) -> Outcome:
+    def _has_answer(self) -> bool:
+        """Some trial of each dataset has trained to the end."""
+        return {r.dataset for r in self._results() if r.state == "done"} == set(self.prepared)
+
+    def _stopped(self, driver: SweepDriver, tracker: Tracker, *, by_person: bool) -> Outcome:
         reason = driver.stop_reason
         board = self._board(Look())
         tracker.close_launch(status="KILLED", metrics={}, tags={"tiltyard.reason": reason or ""})
         report = tracker.close()
         self.journal.release(self.claim, state="stopped", summary={"reason": reason})
         results = self._results()
-        return self._outcome("stopped", reason, board, results, report, {}, by_person=True)
+        return self._outcome("stopped", reason, board, results, report, {}, by_person=by_person)
 
     def _finish(self, driver: SweepDriver, tracker: Tracker, store: DatasetStore) -> Outcome:
         results = self._results()
@@ -440,7 +488,8 @@ class _Launch:
         tracker.close_launch(
             status="FINISHED",
             metrics={f"best_{self.experiment.objective.metric}_{d}": r.validation or math.nan for d, r in best.items()},
-            tags={f"tiltyard.best.{d}": r.cell for d, r in best.items()},
+            tags={f"tiltyard.best.{d}": r.cell for d, r in best.items()}
+            | ({} if driver.stop_reason is None else {"tiltyard.reason": driver.stop_reason}),
         )
         parent = tracker.parent_run_id()
         if parent is not None:
@@ -449,21 +498,20 @@ class _Launch:
             tracker.artifact("report.html", page)  # drawn while the writer still writes trials
         report = tracker.close()
         reason = driver.stop_reason
+        self.control.refuse_rest()
         self.journal.release(
             self.claim,
-            state="finished" if reason is None else "stopped",
+            state="finished",
             summary={
                 "reason": reason,
                 "seconds": time.time() - self.started,
                 "best": {d: r.cell for d, r in best.items()},
             },
         )
-        return self._outcome(
-            "finished" if reason is None else "stopped", reason, board, results, report, tracker.run_ids()
-        )
+        return self._outcome("finished", reason, board, results, report, tracker.run_ids())
 
     def _leaves_a_model(self, cell: str) -> bool:
-        return not self._by_cell[cell].model.startswith(OWN_TRAINING)
+        return not trains_itself(self._by_cell[cell].model)
 
     def _board(self, look: Look) -> Leaderboard:
         return leaderboard(
@@ -476,6 +524,7 @@ class _Launch:
             tied=look.tied,
             test_looks=look.number,
             replicate_tests=look.replicates,
+            order_dependent=order_dependent(self.experiment),
         )
 
     def _results(self) -> list[Result]:

@@ -18,6 +18,7 @@ import math
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
     experiment, resources = driver.experiment, driver.experiment.resources
     conductor = _Conductor(driver, group, trials)
     quiet()
-    tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(_trainable(group, experiment, post), {"CPU": resources.cpus, "GPU": resources.gpus}),
         param_space=_param_space(list(trials.values())),
         tune_config=tune.TuneConfig(
@@ -76,7 +77,10 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
             callbacks=[_Told(conductor)],
             stop=_Stop(conductor),
         ),
-    ).fit()
+    )
+    with warnings.catch_warnings():  # Ray Tune would rather have actors reused than a user's trainable start anew
+        warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
+        tuner.fit()
     conductor.close()
 
 
