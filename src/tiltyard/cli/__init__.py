@@ -140,6 +140,13 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_RESULTS,
         ),
         CommandEntry(
+            name="roi",
+            summary="Show what sweeps saved against the same trials by hand: hours of people and devices, time to an answer.",
+            module="tiltyard.cli.report",
+            command="roi",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
             name="runs",
             summary="Show every launch that is recorded, newest first.",
             module="tiltyard.cli.results",

@@ -1,8 +1,9 @@
-"""``tiltyard report | compare``: one page about a launch, and two launches held against each other."""
+"""``tiltyard report | compare | roi``: a page about a launch, two launches held against each other, and what was saved."""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from tiltyard.cli.tables import JSON, show, table
+from tiltyard.errors import SpecError
 from tiltyard.settings import Settings, shown
 
 if TYPE_CHECKING:
     from tiltyard.report.comparing import Compared, Side
+    from tiltyard.report.saved import Saved
 
 app = typer.Typer()
 _EXPERIMENT = "Name of an experiment, or the beginning of a key"
@@ -110,3 +113,56 @@ def _better(c: Compared) -> str:
     if c.better is None:
         return "-"
     return f"{c.better:+.4f}" + ("" if c.low is None or c.high is None else f" [{c.low:+.4f}, {c.high:+.4f}]")
+
+
+@app.command()
+def roi(
+    experiment: str | None = typer.Argument(None, help="Only launches of this experiment."),
+    assumptions: Path | None = typer.Option(None, help="File with what is assumed; roi.toml in TILTYARD_HOME."),
+    write_assumptions: bool = typer.Option(False, help="Write that file with the defaults, to edit, and stop."),
+    as_json: bool = JSON,
+) -> None:
+    """Show what sweeps saved against the same trials by hand: hours of people and devices, time to an answer."""
+    from tiltyard.report.record import reading
+    from tiltyard.report.saved import FILE, Assumptions, of_journal, read, text_of, together
+    from tiltyard.report.terminal import clock_time
+
+    settings = Settings.from_env()
+    path = assumptions or settings.home / FILE
+    if write_assumptions:
+        if path.exists():
+            raise SpecError(f"{path} is there already. Edit it, or remove it first.")
+        settings.ensure_home()
+        path.write_text(text_of(Assumptions()))
+        typer.echo(str(path))
+        return
+    assumed = read(path)
+    with reading(settings) as journal:
+        every = [(la, s) for la, s in of_journal(journal, assumed) if experiment in {None, la.experiment}]
+    if not every:
+        raise SpecError("No finished launch is recorded of it. See what there is: tiltyard runs")
+    months: dict[str, list[Saved]] = {}
+    for launch, s in every:
+        months.setdefault(time.strftime("%Y-%m", time.gmtime(launch.started)), []).append(s)
+    lines = [s for _, s in every] + [together(month, of) for month, of in months.items()]
+    if as_json:
+        told = {"assumptions": asdict(assumed), "saved": [asdict(s) for s in lines]}
+        typer.echo(json.dumps(told, indent=1))
+        return
+    found = table(
+        "", "trials", "people", "by hand", "CPU time", "by hand", "GPU time", "by hand", "to an answer", "by hand"
+    )
+    for s in lines:
+        seconds = (s.person_s, s.by_hand_person_s, s.cpu_s, s.by_hand_cpu_s, s.gpu_s, s.by_hand_gpu_s)
+        elapsed = (s.insight_s, s.by_hand_insight_s)
+        found.add_row(s.what, f"{s.trials:,}", *map(clock_time, (*seconds, *elapsed)))
+    worth = together("all", [s for _, s in every]).worth(assumed)
+    priced = assumed.hourly_researcher or assumed.hourly_cpu or assumed.hourly_gpu
+    show(
+        found,
+        "",
+        "By hand: each trial set up by a person, trained alone to its full length, one after another, nothing reused.",
+        *([f"Saved at the assumed prices: {worth:,.2f}"] if priced else []),
+        f"Assumed ({path if path.exists() else 'defaults; edit them: tiltyard roi --write-assumptions'}):",
+        *(f"  {name} = {value:g}" for name, value in asdict(assumed).items()),
+    )

@@ -1,0 +1,72 @@
+"""What sweeps saved, on recorded ones whose figures can be worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import recorded_sweep
+
+from tiltyard import cli
+from tiltyard.errors import SpecError
+from tiltyard.journal import Journal
+from tiltyard.report.saved import Assumptions, of_journal, read, text_of, together
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> recorded_sweep.Recorded:
+    return recorded_sweep.record(tmp_path_factory.mktemp("saved"), trials=36)
+
+
+def test_saved_of_a_sweep_counts_every_trial_to_its_full_length(recorded: recorded_sweep.Recorded) -> None:
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        rows, spend = journal.trials(recorded.key), journal.spend(recorded.key)
+        ((launch, found),) = of_journal(journal, Assumptions(minutes_a_trial=3, alone_factor=2))
+    rungs = recorded_sweep.RUNGS
+    by_hand = 0.0
+    for row in rows:
+        seconds = 2.0 * sum(r <= row.epoch for r in rungs)  # 2 s a rung
+        by_hand += seconds * rungs[-1] / row.epoch * 2
+    assert launch.key == recorded.key
+    assert found.trials == 36
+    assert found.by_hand_cpu_s == pytest.approx(by_hand)
+    assert found.cpu_s == pytest.approx(spend.cpu_s)
+    assert found.by_hand_person_s == 36 * 180
+    assert found.by_hand_insight_s == pytest.approx(by_hand + 36 * 180)
+    both = together("both", [found, found])
+    assert (both.launches, both.trials) == (2, 72)
+    assert both.insight_s == pytest.approx(found.insight_s)
+    assert found.worth(Assumptions()) == 0
+    assert found.worth(Assumptions(hourly_researcher=60)) == pytest.approx(36 * 3 - 30)
+
+
+def test_read_of_written_assumptions_gives_them_back_and_refuses_others(tmp_path: Path) -> None:
+    path = tmp_path / "roi.toml"
+    assert read(path) == Assumptions()
+    mine = Assumptions(minutes_a_trial=7.5, hourly_gpu=2.0)
+    path.write_text(text_of(mine))
+    assert read(path) == mine
+    for wrong, said in (("minutes = 3", "no assumption"), ("alone_factor = -1", "0 or more"), ("x", "not TOML")):
+        path.write_text(wrong)
+        with pytest.raises(SpecError, match=said):
+            read(path)
+
+
+def test_roi_command_tells_experiments_months_and_what_is_assumed(
+    recorded: recorded_sweep.Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TILTYARD_HOME", str(recorded.settings.home))
+
+    def told(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as done:
+            cli.main(["roi", *arguments])
+        assert done.value.code == 0
+        return capsys.readouterr().out
+
+    assert "minutes_a_trial = 2" in told()
+    path = Path(told("--write-assumptions").strip())
+    path.write_text(path.read_text().replace("minutes_a_trial = 2.0", "minutes_a_trial = 4"))
+    as_json = json.loads(told("--json"))
+    assert as_json["assumptions"]["minutes_a_trial"] == 4
+    assert [s["trials"] for s in as_json["saved"]] == [36, 36]  # the experiment, and its month
