@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import json
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from tiltyard.governance.gates import REFUSE, Gate, Look, Verdict, concerns, jud
 from tiltyard.governance.policy import (
     Acted,
     Action,
+    Alert,
     Evidence,
     Hold,
     Policy,
@@ -36,9 +38,12 @@ from tiltyard.registry.address import CANDIDATE, CHAMPION, PREVIOUS
 from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.registry.version import ModelVersion
 from tiltyard.settings import Settings
+from tiltyard.telemetry.notices import Notice
+from tiltyard.telemetry.notify import KEEP_S, Delivery, notify, receivers
 from tiltyard.types import METRICS
 
 GATE, POLICY, HOLD, DONE = "gate", "policy", "hold", "policy_done"
+_SEVERITY = {"alert": "warning", "promote": "info", "roll_back": "critical"}
 
 
 def person() -> str:
@@ -239,9 +244,31 @@ def apply(
             _record_verdict(journal, model, champion, candidate, verdict, actor)
             evidence = _with_candidate(evidence, candidate, verdict)
         steps = decide(policy, evidence, acted(journal, model), holds_on(journal, model))
-        return [
+        found_steps = [
             _do(registry, journal, policy, step, evidence, champion, candidate, actor, tell, train) for step in steps
         ]
+        announce(settings, journal, model)
+        return found_steps
+
+
+def announce(settings: Settings, journal: Journal, model: str) -> list[Delivery]:
+    """Tells receivers of what policies did on a model, each thing once; what could not be delivered is tried again here.
+
+    Alerts go to the receivers that their rule names, changes of the champion to all. Without receivers nothing is told.
+    """
+    known = receivers(settings)
+    if not known:
+        return []
+    told: list[Delivery] = []
+    since = time.time() - KEEP_S
+    links = {"MLflow": settings.tracking_uri} if settings.tracking_uri.startswith("http") else {}
+    for d in journal.decisions(kind=POLICY, subject=model):
+        if d.at < since or d.evidence["action"] not in _SEVERITY:
+            continue
+        lines = tuple((_SEVERITY[d.evidence["action"]], reason) for reason in d.reasons)
+        notice = Notice(title=f"{model}: {d.evidence['rule']}: {d.outcome}", lines=lines, links=links, at=d.at)
+        told += notify(journal, known, notice, to=d.evidence.get("to") or (), once=d.digest)
+    return told
 
 
 def _at(evidence: Evidence, now: float, champion: ModelVersion) -> Evidence:
@@ -304,6 +331,7 @@ def _do(
         "on": evidence.on,
         "target": target,
         "evidence": _digest(evidence, policy),
+        "to": list(step.action.to) if isinstance(step.action, Alert) else [],
         "nonce": uuid.uuid4().hex,
     }
     day = int(evidence.at // 86_400)

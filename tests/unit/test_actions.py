@@ -197,6 +197,24 @@ def test_alert_is_told_once_and_retrain_runs_only_where_it_can(
     assert "accuracy 0.8000" in heard[0]
 
 
+def test_what_was_done_is_told_to_receivers_and_kept_while_they_are_dead(
+    stage: tuple[Settings, ModelRegistry, Journal],
+) -> None:
+    settings, registry, journal = stage
+    path = settings.home / "receivers.json"
+    path.write_text('{"team": {"kind": "webhook", "url": "http://127.0.0.1:9/", "allow_private": true}}')
+    try:
+        record(journal, 2, 1, 0.95)
+        record(journal, 2, 3, 0.80)
+        assert run(settings, FELL) == {"fell": "version 1 is @champion again"}
+    finally:
+        path.unlink()
+    assert champion(registry) == 1
+    (waiting,) = journal.works.find("notice")
+    assert (waiting.subject, waiting.state) == ("team", "failed")
+    assert waiting.about["notice"]["lines"][0][0] == "critical"
+
+
 def test_promoting_a_candidate_alias_leaves_previous_alone(stage: tuple[Settings, ModelRegistry, Journal]) -> None:
     _, registry, _ = stage
     registry.promote(MODEL, 3, alias="candidate")
