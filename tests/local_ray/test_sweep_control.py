@@ -56,9 +56,7 @@ def test_sweep_obeys_what_is_asked_while_it_runs_and_records_who_asked(settings:
             answers.append(control.stop_trial(settings, "deaf@rings/000", reason="it hears nothing", wait_s=90))
             answers.append(control.pause(settings, "asked", wait_s=90))
             answers.append(control.stop_trial(settings, "own@rings/001", wait_s=90))
-            answers.append(control.stop_trial(settings, "own@rings/001", wait_s=90))
             answers.append(control.add_trials(settings, "asked", 2, variant="own", reason="promising", wait_s=90))
-            answers.append(control.add_trials(settings, "asked", 1, variant="deaf", wait_s=90))
             key = answers[0].key
             gate.unlink()
             sweeps.until(
@@ -75,13 +73,9 @@ def test_sweep_obeys_what_is_asked_while_it_runs_and_records_who_asked(settings:
         ("stop", "done"),
         ("pause", "done"),
         ("stop", "done"),
-        ("stop", "refused"),
         ("add", "done"),
-        ("add", "refused"),
         ("continue", "done"),
     ]
-    assert answers[3].answer["said"] == "it has ended: stopped"
-    assert "searches nothing" in answers[5].answer["said"]
 
     assert outcome.state == "finished"
     rows = {r.name: r for r in outcome.leaderboard.tables["rings"]}
@@ -102,7 +96,7 @@ def test_sweep_obeys_what_is_asked_while_it_runs_and_records_who_asked(settings:
         decided = journal.decisions(kind="request")
         assert [d.outcome.split(":")[0] for d in decided] == [r.state for r in answers]
         assert {d.actor for d in decided} == {who}
-        assert decided[4].reasons == ("promising",)
+        assert decided[3].reasons == ("promising",)
         assert journal.verify_decisions() == len(journal.decisions())
         assert journal.requests.of(outcome.claim.key, state="asked") == []
 
@@ -168,11 +162,9 @@ def test_sweep_that_its_budget_ends_ranks_tests_and_crowns_what_was_trained_to_t
     (version,) = ModelRegistry(settings).versions("held.rings")
     assert "champion" in version.aliases
 
-    clock.ahead_s = 0.0
-    assert run(wanted, settings=settings) == 0
-    assert "the answer is from the record" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nobody is there, and nobody is needed
     assert run(wanted, settings=settings) == 0
+    assert "the answer is from the record" in " ".join(capsys.readouterr().out.split())
     steps = find(settings, launch.key).steps
     assert {s.action for s in steps} == {"skip"}
     assert sum("the budget's wall time" in s.why for s in steps) >= 2
