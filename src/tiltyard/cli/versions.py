@@ -233,9 +233,10 @@ def delete(
     key: list[str] = typer.Option(help="Key of the person whose rows go; may be given more than once."),
     column: str | None = typer.Option(None, help="Column the key stands in; the dataset's key where it has one."),
     reason: str = typer.Option("", help="Why, for the tombstones. Do not name the person."),
+    yes: bool = typer.Option(False, "--yes", help="Do it; without, it is only shown."),
     as_json: bool = JSON,
 ) -> None:
-    """Delete a person's rows from every version, for good.
+    """Delete a person's rows from every version, for good; without --yes, show how many there are.
 
     The newest version and those that a tag, a pin or a registered model needs get successors without the rows; every
     version that held them becomes a tombstone, and its files go. Models that learned from one are listed.
@@ -246,6 +247,15 @@ def delete(
     store, settings = open_store(), Settings.from_env()
     store.history(name)  # says what there is
     learned = needs.models(settings, name)
+    if not yes:
+        found = deletion.find(store, name, key, column=column)
+        if as_json:
+            typer.echo(json.dumps(asdict(found), indent=1))
+            return
+        for number, count in found.rows.items():
+            typer.echo(f"{name}@{number} holds {count:,} rows whose {found.column!r} is {' or '.join(found.values)}.")
+        typer.echo("Nothing was deleted. It cannot be undone; if these are the rows, say --yes.")
+        return
     done = deletion.delete(store, name, key, column=column, reason=reason, models=learned)
     evidence: dict[str, Any] = {
         "versions": sorted(done.rows),

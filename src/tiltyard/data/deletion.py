@@ -83,29 +83,53 @@ def delete(
         DataError: If no version holds such rows, or nothing would be left of the newest version.
         CommitConflictError: If others commit faster than this can follow; call it again.
     """
-    head = store.resolve(name)
     finished = finish(store, name, models=models)
+    try:
+        found = find(store, name, values, column=column)
+    except NoSuchRowsError:
+        if finished:
+            return finished[-1]
+        raise
+    column, texts = found.column, found.values
+    intent = Intent(column=column, values=texts, reason=reason or "rows were deleted by key", at=upkeep.now())
+    where = store.root / name / "deletions" / f"{uuid.uuid4().hex}.json"
+    where.write_json(intent.to_json())
+    return _carry_out(store, name, intent, where, models)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Rows that a deletion would take: how many of each version, and which versions lack the column."""
+
+    column: str
+    values: tuple[str, ...]
+    rows: Mapping[int, int]
+    unknown: tuple[int, ...]
+
+
+class NoSuchRowsError(DataError):
+    """No version holds rows of the keys given."""
+
+
+def find(store: DatasetStore, name: str, values: Sequence[Any], *, column: str | None = None) -> Found:
+    """Which rows `delete` would take; changes nothing. Arguments and errors as there."""
+    head = store.resolve(name)
     if column is None and len(head.spec.keys) != 1:
         raise SpecError(
             f"Dataset {name!r} has {'no key' if not head.spec.keys else 'the key ' + ', '.join(head.spec.keys)}; say which "
             "column tells whose row it is: --column COLUMN"
         )
     column = column or head.spec.keys[0]
-    texts = _as_texts(store.resolve(name), column, values)
+    texts = _as_texts(head, column, values)
     counts, unknown = _holding(store, name, column, texts)
     if not counts:
-        if finished:
-            return finished[-1]
         lack = f" Versions {', '.join(map(str, unknown))} have no column {column!r}." if unknown else ""
-        raise DataError(
+        raise NoSuchRowsError(
             f"No version of {name!r} has rows whose {column!r} is one of the {len(texts)} values given; nothing was "
             f"deleted.{lack} Check the value and --column."
         )
     _refuse_empty(newest(store.versions(name)), counts)
-    intent = Intent(column=column, values=texts, reason=reason or "rows were deleted by key", at=upkeep.now())
-    where = store.root / name / "deletions" / f"{uuid.uuid4().hex}.json"
-    where.write_json(intent.to_json())
-    return _carry_out(store, name, intent, where, models)
+    return Found(column=column, values=texts, rows=counts, unknown=unknown)
 
 
 def pending(store: DatasetStore, name: str) -> list[tuple[Place, Intent]]:

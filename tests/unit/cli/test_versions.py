@@ -130,7 +130,10 @@ def test_models_and_sweeps_keep_their_versions_and_deletion_lists_the_models(
     assert "keeps   small@1: model sweep.small version 1" in said
     assert "keeps   small@2: sweep night, which is not done" in said
     assert "removed small@3" in said
-    said = tiltyard(capsys, "delete", "small", "--key", 17, "--key", 18, "--reason", "asked to")
+    shown = tiltyard(capsys, "delete", "small", "--key", 17, "--key", 18)
+    assert "rows whose 'id' is 17 or 18." in shown
+    assert "Nothing was deleted." in shown
+    said = tiltyard(capsys, "delete", "small", "--key", 17, "--key", 18, "--reason", "asked to", "--yes")
     assert "small@1 held 2 such rows and is gone; small@5 took its place." in said
     assert "small@2 held 2 such rows and is gone." in said
     assert "  model sweep.small version 1" in said
