@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tiltyard.distributions import choice, loguniform, randint, uniform
     from tiltyard.errors import TiltyardError
+    from tiltyard.evaluate import evaluate_main, run_evaluation
+    from tiltyard.evaluation.slices import Slice
+    from tiltyard.evaluation.spec import Evaluation
     from tiltyard.experiment import (
         Budget,
         Champion,
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
         Search,
         Variant,
     )
+    from tiltyard.nightly import Night, night_main, start_night
     from tiltyard.run import main, run
     from tiltyard.settings import Settings
     from tiltyard.types import DatasetRef, Mode, Task
@@ -31,6 +35,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "tiltyard.distributions": ("choice", "loguniform", "randint", "uniform"),
     "tiltyard.errors": ("TiltyardError",),
+    "tiltyard.evaluate": ("evaluate_main", "run_evaluation"),
+    "tiltyard.evaluation.slices": ("Slice",),
+    "tiltyard.evaluation.spec": ("Evaluation",),
     "tiltyard.experiment": (
         "Budget",
         "Champion",
@@ -42,6 +49,7 @@ _HOMES = {
         "Search",
         "Variant",
     ),
+    "tiltyard.nightly": ("Night", "night_main", "start_night"),
     "tiltyard.run": ("main", "run"),
     "tiltyard.settings": ("Settings",),
     "tiltyard.types": ("DatasetRef", "Mode", "Task"),
@@ -52,22 +60,29 @@ __all__ = [
     "Budget",
     "Champion",
     "DatasetRef",
+    "Evaluation",
     "Experiment",
     "Halving",
     "Hyperband",
     "Mode",
+    "Night",
     "Objective",
     "Resources",
     "Search",
     "Settings",
+    "Slice",
     "Task",
     "TiltyardError",
     "Variant",
     "choice",
+    "evaluate_main",
     "loguniform",
     "main",
+    "night_main",
     "randint",
     "run",
+    "run_evaluation",
+    "start_night",
     "uniform",
 ]
 

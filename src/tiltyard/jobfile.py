@@ -10,9 +10,13 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from tiltyard.errors import SpecError, TiltyardError
+from tiltyard.evaluation.spec import Evaluation
 from tiltyard.experiment import Experiment
+
+T = TypeVar("T")
 
 
 def load_experiment(path: str | Path, *, function: str = "experiment") -> Experiment:
@@ -21,21 +25,35 @@ def load_experiment(path: str | Path, *, function: str = "experiment") -> Experi
     Raises:
         SpecError: If there is no such file, it does not import, has no such function, or returns something else.
     """
-    module = load_module(Path(path))
+    return _load(Path(path), function, Experiment, "jobs/first_sweep.py")
+
+
+def load_evaluation(path: str | Path) -> Evaluation:
+    """The evaluation that a job file describes.
+
+    Raises:
+        SpecError: As `load_experiment`.
+    """
+    return _load(Path(path), "evaluation", Evaluation, "jobs/evaluate.py")
+
+
+def _load(path: Path, function: str, kind: type[T], example: str) -> T:
+    module = load_module(path)
     build = getattr(module, function, None)
     if not callable(build):
         raise SpecError(
-            f"{path} has no function {function}(). Wanted: `def {function}() -> Experiment`, as in jobs/first_sweep.py."
+            f"{path} has no function {function}(). Wanted: `def {function}() -> {kind.__name__}`, as in {example}."
         )
     try:
-        experiment = build()
+        made = build()
     except TiltyardError:
         raise
     except Exception as error:
-        raise SpecError(f"{function}() failed: {_told(error, Path(path))}") from error
-    if not isinstance(experiment, Experiment):
-        raise SpecError(f"{function}() in {path} returned {type(experiment).__name__}; an Experiment is wanted.")
-    return experiment
+        raise SpecError(f"{function}() failed: {_told(error, path)}") from error
+    if not isinstance(made, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise SpecError(f"{function}() in {path} returned {type(made).__name__}; {article} {kind.__name__} is wanted.")
+    return made
 
 
 def load_module(path: Path) -> ModuleType:

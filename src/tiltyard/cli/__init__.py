@@ -167,6 +167,24 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_RESULTS,
         ),
         CommandEntry(
+            name="evaluate",
+            summary="Test models on dataset versions that they have not met.",
+            module="tiltyard.cli.evaluate",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="policy",
+            summary="Check, apply and replay policies; hold one, or look at what was decided.",
+            module="tiltyard.cli.policy",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
+            name="nightly",
+            summary="Run a night, look at past ones, hold or resume them.",
+            module="tiltyard.cli.nightly",
+            panel=_RESULTS,
+        ),
+        CommandEntry(
             name="serve",
             summary="Serve champions by HTTP: on the Ray of tiltyard up, or here until Ctrl-C.",
             module="tiltyard.cli.serve",

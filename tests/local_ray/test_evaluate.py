@@ -1,0 +1,299 @@
+"""Models evaluated on new versions through a real Ray Serve: once each, in any company, and as offline."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tiltyard.data.places import Place
+from tiltyard.data.store import DatasetStore
+from tiltyard.data.versions import DatasetSpec
+from tiltyard.evaluation.folding import Evaluated
+from tiltyard.evaluation.kept import Kept, outputs_of
+from tiltyard.evaluation.late import attach_labels
+from tiltyard.evaluation.runner import Done, Pair, evaluate, log_to_mlflow, plan
+from tiltyard.evaluation.scores import ScoreFold, label_numbers
+from tiltyard.evaluation.slices import Slice
+from tiltyard.evaluation.spec import Evaluation
+from tiltyard.journal import Journal, Owner
+from tiltyard.registry import read_bundle
+from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.settings import Settings
+from tiltyard.testing.bundles import small_bundle, small_table
+from tiltyard.types import Task
+
+pytestmark = pytest.mark.ray
+ROWS = 1_200
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Three versions of one model, and a dataset that grows by versions."""
+
+    settings: Settings
+    store: DatasetStore
+    registry: ModelRegistry
+
+
+def table(rows: int, seed: int, shift: float = 0.0) -> pa.Table:
+    made = small_table(Task.MULTICLASS, rows=rows, seed=seed)
+    n1 = pa.array(made["n1"].to_numpy() + np.float32(shift))
+    made = made.set_column(made.column_names.index("n1"), "n1", n1)
+    return made.append_column("id", pa.array(np.arange(rows) + seed * 1_000_000))
+
+
+SPEC = DatasetSpec(task=Task.MULTICLASS, label="label", key="id")
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    home = tmp_path_factory.mktemp("evaluate")
+    settings = Settings.from_env({"TILTYARD_HOME": str(home)})
+    store, registry = DatasetStore(settings.data_uri), ModelRegistry(settings)
+    for seed in range(2):
+        registry.register("s.small", small_bundle(home / f"small{seed}", seed=seed).folder)
+    registry.promote("s.small", 1)
+    store.commit("small", table(ROWS, 1), spec=SPEC)
+    store.commit("small", table(ROWS, 2))
+    store.commit("small", table(ROWS, 3, shift=0.6))
+    return Stage(settings, store, registry)
+
+
+EVALUATION = Evaluation(
+    dataset="small",
+    models=("s.small@1", "s.small@2"),
+    rows="held-out",
+    metric="accuracy",
+    slices=(Slice(column="colour"),),
+    batch_rows=200,
+)
+
+
+@pytest.fixture(scope="module")
+def done(stage: Stage, ray_session: None) -> list[Done]:
+    return evaluate(stage.settings, EVALUATION)
+
+
+def results(done: list[Done]) -> dict[tuple[str, str], Evaluated]:
+    return {(d.result.name, d.result.on): d.result for d in done if d.result is not None}
+
+
+def offline(stage: Stage, version: int, number: int) -> tuple[Any, Any, pa.Table]:
+    model = stage.registry.get("s.small", version=version)
+    bundle = read_bundle(stage.registry.fetch(model), expect_digest=model.digest)
+    rows = pa.concat_tables([stage.store.read(f"small@{number}", split=s) for s in ("validation", "test")])
+    y = label_numbers(Task.MULTICLASS, bundle.spec.classes, [rows["label"]])
+    return bundle.predict_table(rows).outputs, y, rows
+
+
+def test_evaluation_of_new_versions_equals_the_bundle_offline(stage: Stage, done: list[Done]) -> None:
+    assert [d.outcome for d in done] == ["new"] * 6  # two baselines, and two models on two versions
+    found = results(done)
+    for version in (1, 2):
+        outputs, y, rows = offline(stage, version, 2)
+        fold = ScoreFold(Task.MULTICLASS, 3)
+        fold.add(outputs, y)
+        expected, scored = fold.done(), found[f"s.small@{version}", "small@2"].scored
+        assert scored.confusion == expected.confusion
+        assert scored.rows == scored.labelled == rows.num_rows
+        for name, score in expected.scores.items():
+            assert scored.scores[name].value == pytest.approx(score.value, abs=1e-6)
+    colours = found["s.small@1", "small@2"].slices["colour"]
+    assert sum(s.rows for s in colours.values()) == found["s.small@1", "small@2"].scored.rows
+
+
+def test_evaluation_compares_the_challenger_with_the_champion_on_the_same_rows(stage: Stage, done: list[Done]) -> None:
+    result = results(done)["s.small@2", "small@2"]
+    (champion, y, _), (challenger, _, _) = offline(stage, 1, 2), offline(stage, 2, 2)
+    right = [(o.argmax(1) == y) for o in (champion, challenger)]
+    assert result.paired is not None
+    assert result.against == "s.small@1"
+    assert result.paired.won == int((right[1] & ~right[0]).sum())
+    assert result.paired.lost == int((right[0] & ~right[1]).sum())
+    assert results(done)["s.small@1", "small@2"].paired is None
+
+
+def test_drift_of_a_shifted_version_is_found_and_of_a_clean_one_is_not(done: list[Done]) -> None:
+    clean, shifted = results(done)["s.small@1", "small@2"], results(done)["s.small@1", "small@3"]
+    assert clean.drift is not None
+    assert shifted.drift is not None
+    assert clean.drift.drifted == ()
+    assert "n1" in shifted.drift.drifted
+    names = {c.column for c in shifted.drift.columns}
+    assert {"n0", "n1", "colour", "label", "(prediction)", "(confidence)"} <= names
+
+
+def test_evaluation_a_second_time_predicts_nothing_and_says_the_same(stage: Stage, done: list[Done]) -> None:
+    again = evaluate(stage.settings, EVALUATION)
+    assert [d.outcome for d in again] == ["finished"] * 6
+    assert [d.result.to_json() for d in again if d.result] == [d.result.to_json() for d in done if d.result]
+
+
+def test_evaluations_are_runs_in_mlflow_that_name_the_model_and_the_data(stage: Stage, done: list[Done]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(stage.settings.tracking_uri)
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`tiltyard.kind` = 'evaluation'")
+    assert len(runs) == 6
+    run = next(
+        r for r in runs if (r.data.tags["tiltyard.model"], r.data.tags["tiltyard.dataset"]) == ("s.small@2", "small@3")
+    )
+    result = results(done)["s.small@2", "small@3"]
+    assert run.data.metrics["accuracy"] == pytest.approx(result.scored.scores["accuracy"].value)
+    assert run.inputs is not None
+    assert run.inputs.dataset_inputs[0].dataset.name == "small"
+    with Journal.open(stage.settings.journal_uri) as journal:
+        assert log_to_mlflow(stage.settings, journal, [d.pair for d in done]) == 0
+        told: list[str] = []
+        away = replace(stage.settings, tracking_uri="sqlite:////proc/nowhere/mlflow.db")
+        assert log_to_mlflow(away, journal, [d.pair for d in done], told.append) == 0
+    assert "next evaluation writes what is missing" in told[0]
+
+
+def test_evaluation_started_by_two_at_once_predicts_each_pair_once(stage: Stage, done: list[Done]) -> None:
+    stage.store.commit("racing", table(300, 7), spec=SPEC)
+    spec = replace(EVALUATION, dataset="racing", rows="all", versions="latest")
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(lambda _: evaluate(stage.settings, spec), range(2)))
+    outcomes: dict[str, list[str]] = {}
+    for done_by_one in both:
+        for d in done_by_one:
+            outcomes.setdefault(d.pair.key, []).append(d.outcome)
+    on_racing = {k: v for k, v in outcomes.items() if v.count("new")}
+    assert len(on_racing) == 2
+    assert all(sorted(v)[-1] == "new" and v.count("new") == 1 for v in on_racing.values())
+    with Journal.open(stage.settings.journal_uri) as journal:
+        assert all(len(journal.works.results(k)) >= 1 for k in on_racing)
+        keys = [Evaluated.from_json(journal.works.results(k)[0].result).scored.rows for k in on_racing]
+    assert keys == [300, 300]
+
+
+def test_version_without_a_column_that_the_model_needs_is_recorded_as_such_once(stage: Stage, done: list[Done]) -> None:
+    stage.store.commit("narrow", table(200, 8).drop_columns(["n2"]), spec=SPEC)
+    spec = replace(EVALUATION, dataset="narrow", models=("s.small@1",), slices=())
+    first = evaluate(stage.settings, spec)[-1]
+    assert first.outcome == "new"
+    assert first.result is not None
+    assert "lacks columns that the model needs: n2" in first.result.problem
+    assert first.result.drift is not None
+    assert first.result.drift.missing_columns == ("n2",)
+    assert evaluate(stage.settings, spec)[-1].outcome == "finished"
+
+
+def test_labels_that_come_late_are_joined_by_key_and_append_a_revision_each(stage: Stage, done: list[Done]) -> None:
+    full = table(400, 9)
+    stage.store.commit("inbox", full.drop_columns(["label"]), spec=DatasetSpec(key="id"))
+    spec = replace(EVALUATION, dataset="inbox", rows="all", labels=("label",), models=("s.small@1", "s.small@2"))
+    unlabelled = [d for d in evaluate(stage.settings, spec) if d.pair.version.name == "inbox"]
+    assert all(d.result is not None and d.result.scored.labelled == 0 for d in unlabelled)
+    assert all(d.result is not None and d.result.paired is None for d in unlabelled)
+    champion, challenger = unlabelled
+    profiles = dict(stage.store.profile("small@1").splits["train"].columns)
+    labels = full.select(["id", "label"])
+    after: Evaluated | None = None
+    with Journal.open(stage.settings.journal_uri) as journal:
+        for part in (labels.slice(0, 150), labels):
+            after = attach_labels(
+                journal, challenger.pair.key, part, spec=spec, profiles=profiles, champion=champion.result
+            )
+            assert after is not None
+            assert after.scored.labelled == part.num_rows
+        again = attach_labels(
+            journal, challenger.pair.key, labels.take(np.arange(400)[::-1].copy()), spec=spec, profiles=profiles
+        )
+        assert again is None
+        assert [r.revision for r in journal.works.results(challenger.pair.key)] == [1, 2, 3]
+    assert after is not None
+    assert after.drift is not None
+    assert after.drift.column("label") is not None
+    bundle = read_bundle(stage.registry.fetch(stage.registry.get("s.small", version=2)))
+    fold = ScoreFold(Task.MULTICLASS, 3)
+    fold.add(bundle.predict_table(full).outputs, label_numbers(Task.MULTICLASS, bundle.spec.classes, [full["label"]]))
+    assert after.scored.confusion == fold.done().confusion
+    assert after.paired is not None
+    assert after.paired.rows == 400
+
+
+def test_new_champion_is_compared_with_what_was_evaluated_before_it(stage: Stage, done: list[Done]) -> None:
+    turned = replace(EVALUATION, models=("s.small@2", "s.small@1"))
+    again = results(evaluate(stage.settings, turned))["s.small@1", "small@2"]
+    before = results(done)["s.small@2", "small@2"].paired
+    assert again.against == "s.small@2"
+    assert again.paired is not None
+    assert before is not None
+    assert (again.paired.won, again.paired.lost) == (before.lost, before.won)
+
+
+KILLED = """
+import sys
+from tiltyard.settings import Settings
+from tiltyard.evaluation.runner import evaluate
+from tiltyard.evaluation.spec import Evaluation
+import json
+evaluate(Settings.from_env(), Evaluation.from_json(json.loads(sys.argv[1])), in_flight=1)
+"""
+
+
+def test_evaluation_killed_in_the_middle_is_taken_over_and_counts_each_row_once(
+    stage: Stage, done: list[Done], tmp_path: Path
+) -> None:
+    import json
+
+    import ray
+
+    stage.store.commit("killed", table(3_000, 11), spec=SPEC)
+    spec = replace(EVALUATION, dataset="killed", models=("s.small@1",), rows="all", batch_rows=20)
+    pair: Pair = plan(spec, stage.store, stage.registry)[1][-1][0]
+    env = {**os.environ, "TILTYARD_HOME": str(stage.settings.home)}
+    env["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    folder = Place.of(stage.settings.storage_uri) / "evaluations" / pair.key / "0001"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(spec.to_json())], env=env)
+    try:
+        deadline = time.monotonic() + 120
+        while len(folder.names()) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+    with Journal.open(stage.settings.journal_uri) as journal:
+        work = journal.works.get(pair.key)
+        assert work is not None
+        assert work.state == "running"
+        assert journal.works.results(pair.key) == []
+    left = len(folder.names())
+    assert 3 <= left < 150
+    result = evaluate(stage.settings, replace(spec, batch_rows=500))[-1]
+    assert result.outcome == "new"
+    assert result.result is not None
+    assert result.result.scored.rows == 3_000
+    assert result.result.predictions.endswith("0002")
+    parts = list(Kept(Place.of(result.result.predictions)).parts())
+    assert sum(p.num_rows for p in parts) == 3_000
+    assert len({i for p in parts for i in p["id"].to_pylist()}) == 3_000
+    assert all(np.isfinite(outputs_of(p)).all() for p in parts)
+
+
+def test_claim_that_another_process_holds_is_left_to_it(stage: Stage, done: list[Done]) -> None:
+    stage.store.commit("held", table(100, 12), spec=SPEC)
+    spec = replace(EVALUATION, dataset="held", models=("s.small@1",), rows="all")
+    pair = plan(spec, stage.store, stage.registry)[1][-1][0]
+    with Journal.open(stage.settings.journal_uri) as journal:
+        journal.works.claim(pair.key, kind="evaluation", subject="s.small", about={}, owner=Owner.here())
+    told = evaluate(stage.settings, spec)[-1]
+    assert (told.outcome, told.result) == ("held", None)
+    assert f"process {os.getpid()}" in told.reason

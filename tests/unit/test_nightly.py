@@ -1,0 +1,191 @@
+"""Nights: once a date, in any company; resumed where they were killed; never replayed; held by a person."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tiltyard import actions
+from tiltyard.errors import SpecError
+from tiltyard.evaluation.spec import Evaluation
+from tiltyard.governance.policy import Alert, Drifted, Policy, Retrain, Rule
+from tiltyard.journal import Journal
+from tiltyard.nightly import Engines, Night, history, logical_date, run_night
+from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.settings import Settings
+from tiltyard.testing.bundles import small_bundle
+
+pytestmark = pytest.mark.slow  # a real MLflow
+NIGHT = Night(name="small", model="s.small", dataset="small", job="jobs/first_sweep.py")
+
+
+class Counted:
+    """Engines that count what was asked of them; a sweep brings version 2 as candidate. `Engines.real` is run in
+    tests/local_ray."""
+
+    def __init__(self, settings: Settings, version: int = 1) -> None:
+        self.settings, self.version = settings, version
+        self.evaluated: list[Evaluation] = []
+        self.trained: list[Retrain] = []
+        self.before_end: Callable[[], None] = lambda: None
+
+    def engines(self) -> Engines:
+        def evaluate(_: Settings, spec: Evaluation) -> list[Any]:
+            self.evaluated.append(spec)
+            return []
+
+        def train(settings: Settings, action: Retrain) -> None:
+            self.trained.append(action)
+            ModelRegistry(settings).set_alias("s.small", "candidate", 2)
+            self.before_end()
+
+        return Engines(evaluate=evaluate, train=train, newest=lambda *_: self.version)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("nightly")
+    settings = Settings.from_env({"TILTYARD_HOME": str(folder)})
+    registry = ModelRegistry(settings)
+    for seed in range(2):
+        registry.register("s.small", small_bundle(folder / f"small{seed}", seed=seed).folder)
+    return settings
+
+
+@pytest.fixture
+def settings(home: Settings, tmp_path: Path) -> Settings:
+    registry = ModelRegistry(home)
+    registry.promote("s.small", 1)
+    registry.set_alias("s.small", "candidate", 1)
+    return replace(home, journal_uri=f"sqlite:///{tmp_path / 'journal.db'}")
+
+
+def test_night_with_fresh_data_evaluates_trains_and_compares_once_a_date(settings: Settings) -> None:
+    counted = Counted(settings)
+    first = run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    assert (first.outcome, first.ran, first.version) == ("waiting", True, 1)
+    assert any("version 2 is @candidate" in s for s in first.steps)
+    assert [s.models for s in counted.evaluated] == [("s.small",), ("s.small", "s.small@2")]
+    assert counted.trained == [Retrain(job="jobs/first_sweep.py", cpu_hours=1.0)]
+    again = run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    assert (again.outcome, again.ran, again.steps) == ("waiting", False, first.steps)
+    assert len(counted.evaluated) == 2
+
+
+def test_night_without_a_new_version_records_that_nothing_was_done(settings: Settings) -> None:
+    counted = Counted(settings)
+    run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    second = run_night(settings, NIGHT, date="2026-11-21", engines=counted.engines())
+    assert second.outcome == "nothing changed"
+    assert "nothing changed, nothing done" in second.steps[-1]
+    assert len(counted.trained) == 1
+    counted.version = 2
+    third = run_night(settings, NIGHT, date="2026-11-25", engines=counted.engines())
+    assert "3 nights since 2026-11-21 were missed; they are skipped" in third.steps
+    assert len(counted.trained) == 1  # the candidate keeps gathering evidence: tonight's winner does not replace it
+    with Journal.open(settings.journal_uri) as journal:
+        assert [n.outcome for n in history(journal, "small")] == ["waiting", "nothing changed", "waiting"]
+
+
+def test_night_of_an_earlier_date_after_a_later_one_is_not_replayed(settings: Settings) -> None:
+    counted = Counted(settings)
+    run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    counted.version = 2
+    late = run_night(settings, NIGHT, date="2026-11-19", engines=counted.engines())
+    assert (late.outcome, late.ran) == ("late", False)
+    assert len(counted.evaluated) == 2
+
+
+def test_night_that_was_killed_goes_on_behind_its_last_step(settings: Settings) -> None:
+    counted = Counted(settings)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    counted.before_end = killed
+    with pytest.raises(KeyboardInterrupt):
+        run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    with Journal.open(settings.journal_uri) as journal:
+        assert history(journal, "small")[0].outcome.startswith("failed: KeyboardInterrupt")
+    counted.before_end = lambda: None
+    result = run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    assert (result.outcome, result.ran) == ("waiting", True)
+    # the first evaluation has its outcome and is not repeated; the sweep has none and is (it answers from its own record)
+    assert [s.models for s in counted.evaluated] == [("s.small",), ("s.small", "s.small@2")]
+    assert len(counted.trained) == 2
+
+
+def test_night_on_hold_does_nothing_until_it_is_resumed(settings: Settings) -> None:
+    counted = Counted(settings)
+    with Journal.open(settings.journal_uri) as journal:
+        actions.hold(journal, "night/small", by="ann", reason="moving house")
+    held = run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines())
+    assert (held.outcome, held.steps) == ("held", ("on hold by ann: moving house",))
+    with Journal.open(settings.journal_uri) as journal:
+        actions.resume(journal, "night/small", by="ann", reason="moved")
+    assert run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines()).ran
+
+
+RACER = """
+import sys, time
+from dataclasses import replace
+from tiltyard.nightly import Engines, Night, run_night
+from tiltyard.settings import Settings
+settings = replace(Settings.from_env(), journal_uri=sys.argv[1])
+def evaluate(*_):
+    with open(sys.argv[2], "a") as file:
+        file.write("evaluated\\n")
+    time.sleep(0.5)
+    return []
+night = Night(name="small", model="s.small", dataset="small")
+engines = Engines(evaluate=evaluate, train=lambda *_: None, newest=lambda *_: 1)
+print("ready", flush=True)
+sys.stdin.readline()
+print(run_night(settings, night, date="2026-11-20", engines=engines).ran)
+"""
+
+
+def test_night_started_by_racing_processes_does_its_work_once(settings: Settings, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    env = {"TILTYARD_HOME": str(settings.home), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}  # what cron gives
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, settings.journal_uri, str(work)],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    ran = []
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        out, _ = racer.communicate(timeout=120)
+        assert racer.returncode == 0
+        ran.append(out.strip())
+    assert sorted(ran) == ["False", "True"]
+    assert work.read_text() == "evaluated\n"
+
+
+def test_night_as_json_comes_back_equal_and_wrong_ones_are_told() -> None:
+    policy = Policy(name="p", rules=(Rule(name="d", when=Drifted(), then=Alert()),))
+    night = replace(NIGHT, policy=policy)
+    assert Night.from_json(json.loads(json.dumps(night.to_json()))) == night
+    assert logical_date(0) == "1970-01-01"
+    for wrong in ({"cpu_hours": 0}, {"hours": 1}, {"schema_version": 9}):
+        with pytest.raises(SpecError):
+            Night.from_json({"name": "n", "model": "m", "dataset": "d", **wrong})
