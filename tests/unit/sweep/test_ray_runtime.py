@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tiltyard.errors import MachineError
-from tiltyard.sweep.engine.ray_runtime import probe, submitted_job
+from tiltyard.ray_address import probe
+from tiltyard.sweep.engine.ray_runtime import submitted_job
 
 ROOT = Path(__file__).parents[3]
 
