@@ -104,16 +104,18 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
     from tiltyard.report.html import drawing_at_end
     from tiltyard.sweep.engine.launch import launch
     from tiltyard.sweep.engine.ray_runtime import submitted_job
+    from tiltyard.telemetry.sweeps import exporting
 
     try:
-        outcome = launch(
-            settings,
-            experiment,
-            code_digest=digest,
-            watch=tell,
-            job=submitted_job(),
-            page=drawing_at_end(settings),
-        )
+        with exporting(settings, experiment, tell) as watch:
+            outcome = launch(
+                settings,
+                experiment,
+                code_digest=digest,
+                watch=watch,
+                job=submitted_job(),
+                page=drawing_at_end(settings),
+            )
     finally:
         tell.close()
     tell.result(outcome)

@@ -28,7 +28,6 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
         "evaluation/runner.py",
         "serving/deployment.py",
         "serving/client.py",
-        "serving/meters.py",
         "submit/ray_jobs.py",
         "telemetry/instruments.py",
         "ray_address.py",

@@ -1,4 +1,4 @@
-"""Ray metrics of served models, labelled by model.
+"""Ray metrics of served models, labelled by model; `tiltyard.telemetry.instruments` declares them.
 
 p50, p95 and p99 are ``histogram_quantile`` over the buckets, throughput is a counter's ``rate``. A Ray gauge fades after
 20 s, so whoever holds a `Meters` sets its gauges again and again; the ``_sum`` of a Ray histogram is a guess, so totals are
@@ -7,56 +7,31 @@ counters.
 
 from __future__ import annotations
 
-from ray.util.metrics import Counter, Gauge, Histogram
-
 from tiltyard.serving.answers import Described
 from tiltyard.serving.comparison import BOUNDS_S, Comparison
 from tiltyard.serving.traffic import Split
+from tiltyard.telemetry.instruments import counter, gauge, histogram
 
-_ROWS = [1.0, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 8192, 65_536]
 _ENDS = (*BOUNDS_S, 2 * BOUNDS_S[-1])
-_APART = [1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
 
 
 class Meters:
     """What the front of an application counts."""
 
     def __init__(self) -> None:
-        one, latencies = ("model",), list(BOUNDS_S)
-        self._requests = Counter("tiltyard_serving_requests", "Answered HTTP requests.", ("model", "status"))
-        self._rows = Counter("tiltyard_serving_rows", "Rows in answered HTTP requests.", one)
-        self._seconds = Histogram(
-            "tiltyard_serving_request_seconds", "From the request's head to its answer.", latencies, one
-        )
-        self._request_rows = Histogram("tiltyard_serving_request_rows", "Rows of a request.", _ROWS, one)
-        self._batch_rows = Histogram(
-            "tiltyard_serving_batch_rows", "Rows of one call to a model, small requests merged.", _ROWS, one
-        )
-        self._waiting = Gauge("tiltyard_serving_waiting_requests", "Requests that wait for the model.", one)
-        self._version = Gauge("tiltyard_serving_version", "Registry version that serves.", one)
-        self._stale = Gauge("tiltyard_serving_stale", "1 while a newer version could not be loaded.", one)
-        self._share = Gauge(
-            "tiltyard_serving_split_share", "Share of requests that a challenger meets.", ("model", "mode")
-        )
-        self._compared = Counter(
-            "tiltyard_serving_compared_requests",
-            "Requests of the share: compared, dropped, champion_error or challenger_error.",
-            ("model", "mode", "outcome"),
-        )
-        self._compared_rows = Counter(
-            "tiltyard_serving_compared_rows",
-            "Rows that both answered, by whether they agree.",
-            ("model", "mode", "agree"),
-        )
-        self._compared_seconds = Histogram(
-            "tiltyard_serving_compared_seconds", "Latency of a compared request.", latencies, ("model", "mode", "role")
-        )
-        self._apart = Histogram(
-            "tiltyard_serving_score_difference",
-            "Mean absolute difference of a request's scores.",
-            _APART,
-            ("model", "mode"),
-        )
+        self._requests = counter("tiltyard_serving_requests")
+        self._rows = counter("tiltyard_serving_rows")
+        self._seconds = histogram("tiltyard_serving_request_seconds")
+        self._request_rows = histogram("tiltyard_serving_request_rows")
+        self._batch_rows = histogram("tiltyard_serving_batch_rows")
+        self._waiting = gauge("tiltyard_serving_waiting_requests")
+        self._version = gauge("tiltyard_serving_version")
+        self._stale = gauge("tiltyard_serving_stale")
+        self._share = gauge("tiltyard_serving_split_share")
+        self._compared = counter("tiltyard_serving_compared_requests")
+        self._compared_rows = counter("tiltyard_serving_compared_rows")
+        self._compared_seconds = histogram("tiltyard_serving_compared_seconds")
+        self._apart = histogram("tiltyard_serving_score_difference")
 
     def request(self, model: str, status: int, seconds: float, rows: int) -> None:
         """An answered HTTP request."""

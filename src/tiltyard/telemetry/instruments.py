@@ -1,0 +1,189 @@
+"""Every metric that Tiltyard exports, declared once: what kind, in which unit, with which labels, and what it means.
+
+Whoever exports one asks for it by name (`counter`, `gauge`, `histogram`); a test forbids any other way, and one holds every
+query of the dashboards and of the alerts against this list. Ray exports them on each node, with ``ray_`` before the name
+and ``_total`` behind a counter's; `Instrument.exposed` is what Prometheus sees.
+
+Three habits of Ray's exporter decide how these are made: a gauge that is not set again within 20 s fades, so each has
+somebody who renews it; the ``_sum`` of a histogram is guessed from its buckets, so totals are counters; and every process
+adds its own labels, so queries sum over them. A label is something of which there are few, never a trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge, Histogram
+
+
+class Kind(StrEnum):
+    """What sort of metric."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instrument:
+    """One metric.
+
+    Args:
+        name: As the code says it.
+        kind: Counter, gauge or histogram.
+        unit: Of a value.
+        labels: Each with few values.
+        meaning: One sentence for people.
+        bounds: Upper ends of a histogram's buckets, rising.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    labels: tuple[str, ...]
+    meaning: str
+    bounds: tuple[float, ...] = ()
+
+    @property
+    def exposed(self) -> str:
+        """The name in Prometheus; a histogram's series have ``_bucket``, ``_count`` and ``_sum`` behind it."""
+        return f"ray_{self.name}" + ("_total" if self.kind is Kind.COUNTER else "")
+
+
+_SWEEP = ("experiment", "team")
+_MODEL = ("model",)
+_PAIR = ("model", "mode")
+_LATENCY_S = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0),
+)
+"""The bounds that comparisons of champions and challengers are recorded in: a test holds the two equal."""
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0, 8192.0, 65_536.0)
+_APART = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def _gauge(name: str, unit: str, labels: tuple[str, ...], meaning: str) -> Instrument:
+    return Instrument(name=name, kind=Kind.GAUGE, unit=unit, labels=labels, meaning=meaning)
+
+
+def _counter(name: str, unit: str, labels: tuple[str, ...], meaning: str) -> Instrument:
+    return Instrument(name=name, kind=Kind.COUNTER, unit=unit, labels=labels, meaning=meaning)
+
+
+def _histogram(name: str, unit: str, labels: tuple[str, ...], meaning: str, bounds: tuple[float, ...]) -> Instrument:
+    return Instrument(name=name, kind=Kind.HISTOGRAM, unit=unit, labels=labels, meaning=meaning, bounds=bounds)
+
+
+CONTROL_PLANE = (
+    _gauge("tiltyard_sweep_trials", "trials", (*_SWEEP, "state"), "Trials of a running sweep by state."),
+    _gauge("tiltyard_sweep_packs_running", "packs", _SWEEP, "Packs that train now."),
+    _gauge("tiltyard_sweep_work_done_ratio", "ratio", _SWEEP, "Share of the packs' epochs that is done, 0 to 1."),
+    _gauge("tiltyard_sweep_elapsed_seconds", "seconds", _SWEEP, "Since this launch began to sweep."),
+    _gauge("tiltyard_sweep_paused", "yes or no", _SWEEP, "1 while a person has paused the sweep."),
+    _gauge(
+        "tiltyard_sweep_driver_lag_seconds",
+        "seconds",
+        _SWEEP,
+        "Since the driver's loop last turned; seconds that rise say that it hangs.",
+    ),
+    _gauge(
+        "tiltyard_sweep_best_score", "of the metric", (*_SWEEP, "dataset", "metric"), "Best validation score so far."
+    ),
+    _gauge(
+        "tiltyard_sweep_attempts",
+        "attempts",
+        (*_SWEEP, "state"),
+        "Tries at packs over all launches of the key by how they ended: done, failed, fenced, or running.",
+    ),
+    _gauge(
+        "tiltyard_sweep_held_seconds",
+        "device-seconds",
+        (*_SWEEP, "resource"),
+        "CPU- and GPU-seconds that were metered over all launches of the key, waiting and losses in them.",
+    ),
+    _gauge("tiltyard_sweep_lost_seconds", "seconds", _SWEEP, "Seconds of attempts that failed or were taken over."),
+    _gauge(
+        "tiltyard_budget_seconds",
+        "device-seconds",
+        ("team", "resource", "kind"),
+        "A team's budget: limit, reserved and spent. Exported while a sweep that is charged to it runs.",
+    ),
+)
+SERVING = (
+    _counter("tiltyard_serving_requests", "requests", ("model", "status"), "Answered HTTP requests."),
+    _counter("tiltyard_serving_rows", "rows", _MODEL, "Rows in answered HTTP requests."),
+    _histogram(
+        "tiltyard_serving_request_seconds", "seconds", _MODEL, "From the request's head to its answer.", _LATENCY_S
+    ),
+    _histogram("tiltyard_serving_request_rows", "rows", _MODEL, "Rows of a request.", _ROWS),
+    _histogram(
+        "tiltyard_serving_batch_rows", "rows", _MODEL, "Rows of one call to a model, small requests merged.", _ROWS
+    ),
+    _gauge("tiltyard_serving_waiting_requests", "requests", _MODEL, "Requests that wait for the model."),
+    _gauge("tiltyard_serving_version", "version", _MODEL, "Registry version that serves."),
+    _gauge("tiltyard_serving_stale", "yes or no", _MODEL, "1 while a newer version could not be loaded."),
+    _gauge("tiltyard_serving_split_share", "ratio", _PAIR, "Share of requests that a challenger meets."),
+    _counter(
+        "tiltyard_serving_compared_requests",
+        "requests",
+        (*_PAIR, "outcome"),
+        "Requests of the share: compared, dropped, champion_error or challenger_error.",
+    ),
+    _counter(
+        "tiltyard_serving_compared_rows", "rows", (*_PAIR, "agree"), "Rows that both answered, by whether they agree."
+    ),
+    _histogram(
+        "tiltyard_serving_compared_seconds", "seconds", (*_PAIR, "role"), "Latency of a compared request.", _LATENCY_S
+    ),
+    _histogram(
+        "tiltyard_serving_score_difference",
+        "of the scores",
+        _PAIR,
+        "Mean absolute difference of a request's scores.",
+        _APART,
+    ),
+)
+DECLARED: dict[str, Instrument] = {i.name: i for i in (*CONTROL_PLANE, *SERVING)}
+"""All of them, by name."""
+
+
+def counter(name: str) -> Counter:
+    """The declared counter, to count with."""
+    from ray.util.metrics import Counter
+
+    found = _of(name, Kind.COUNTER)
+    return Counter(found.name, found.meaning, found.labels)
+
+
+def gauge(name: str) -> Gauge:
+    """The declared gauge, to set; whoever asks for it renews it at least every 10 s."""
+    from ray.util.metrics import Gauge
+
+    found = _of(name, Kind.GAUGE)
+    return Gauge(found.name, found.meaning, found.labels)
+
+
+def histogram(name: str) -> Histogram:
+    """The declared histogram, to observe with."""
+    from ray.util.metrics import Histogram
+
+    found = _of(name, Kind.HISTOGRAM)
+    return Histogram(found.name, found.meaning, list(found.bounds), found.labels)
+
+
+def _of(name: str, kind: Kind) -> Instrument:
+    found = DECLARED[name]
+    assert found.kind is kind, f"{name} is declared as a {found.kind}"
+    return found
+
+
+def exposed_series(instruments: Sequence[Instrument] = tuple(DECLARED.values())) -> dict[str, Instrument]:
+    """Every name of a series that Prometheus can have of them."""
+    names: dict[str, Instrument] = {}
+    for i in instruments:
+        ends = ("_bucket", "_count", "_sum") if i.kind is Kind.HISTOGRAM else ("",)
+        names |= {i.exposed + end: i for end in ends}
+    return names

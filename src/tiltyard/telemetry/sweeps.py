@@ -1,0 +1,220 @@
+"""Exports how a sweep goes while its driver lives: a watcher between the sweep and whoever shows it to a person.
+
+Ray exports nothing of Tune, and a gauge that is not set again fades after 20 s: a thread of the driver sets all of them
+every few seconds, from the last tick and from the journal. It is the thread that says how long the driver's loop has not
+turned, so a driver that hangs is seen. Where something goes wrong here the sweep goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from tiltyard.experiment import Experiment
+from tiltyard.journal import AttemptRow, Journal, Spend
+from tiltyard.money import Budget
+from tiltyard.settings import Settings
+from tiltyard.telemetry.instruments import gauge
+
+EVERY_S = 5.0
+"""Half of what Ray needs: it looks every 10 s."""
+_LOG = logging.getLogger(__name__)
+
+Readings = list[tuple[str, dict[str, str], float]]
+"""Name of an instrument, its labels, its value."""
+
+
+class Tick(Protocol):
+    """What a sweep tells at each turn of its driver's loop (`tiltyard.sweep.engine.driver.Tick`)."""
+
+    @property
+    def states(self) -> Mapping[str, int]:
+        """Trials by state."""
+
+    @property
+    def best(self) -> Mapping[str, tuple[float, str]]:
+        """By dataset, the best score so far and its trial."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the sweep began."""
+
+    @property
+    def packs_running(self) -> int:
+        """Packs that train."""
+
+    @property
+    def work_done(self) -> float:
+        """Share of the epochs, 0 to 1."""
+
+    @property
+    def paused(self) -> str | None:
+        """Who paused it."""
+
+
+def of_tick(tick: Tick, experiment: Experiment, lag_s: float) -> Readings:
+    """What the last tick says. States that no trial is in any more are 0, not gone.
+
+    Args:
+        tick: The last.
+        experiment: Which one.
+        lag_s: Since then.
+    """
+    sweep = labels_of(experiment)
+    states = dict.fromkeys(("planned", "waiting", "running", "done", "stopped", "failed", "interrupted"), 0)
+    found: Readings = [
+        ("tiltyard_sweep_trials", {**sweep, "state": state}, float(n))
+        for state, n in (states | dict(tick.states)).items()
+    ]
+    found += [
+        ("tiltyard_sweep_packs_running", sweep, float(tick.packs_running)),
+        ("tiltyard_sweep_work_done_ratio", sweep, tick.work_done),
+        ("tiltyard_sweep_elapsed_seconds", sweep, tick.elapsed_s + lag_s),
+        ("tiltyard_sweep_paused", sweep, 0.0 if tick.paused is None else 1.0),
+        ("tiltyard_sweep_driver_lag_seconds", sweep, lag_s),
+    ]
+    metric = experiment.objective.metric
+    return found + [
+        ("tiltyard_sweep_best_score", {**sweep, "dataset": dataset, "metric": metric}, score)
+        for dataset, (score, _) in tick.best.items()
+    ]
+
+
+def of_record(
+    attempts: list[AttemptRow], spend: Spend, team: Budget | None, experiment: Experiment, *, now: float
+) -> Readings:
+    """What the journal says of the key, and of the budget that it is charged to."""
+    sweep = labels_of(experiment)
+    states = dict.fromkeys(("running", "done", "failed", "fenced"), 0)
+    for attempt in attempts:
+        states[attempt.state] = states.get(attempt.state, 0) + 1
+    lost = sum(a.metered_s or (a.ended or now) - a.started for a in attempts if a.state in {"failed", "fenced"})
+    found: Readings = [("tiltyard_sweep_attempts", {**sweep, "state": s}, float(n)) for s, n in states.items()]
+    found += [
+        ("tiltyard_sweep_held_seconds", {**sweep, "resource": "cpu"}, spend.cpu_s),
+        ("tiltyard_sweep_held_seconds", {**sweep, "resource": "gpu"}, spend.gpu_s),
+        ("tiltyard_sweep_lost_seconds", sweep, lost),
+    ]
+    if team is not None and experiment.budget.team is not None:
+        amounts = {
+            ("cpu", "limit"): team.limit_cpu_s,
+            ("gpu", "limit"): team.limit_gpu_s,
+            ("cpu", "reserved"): team.reserved.cpu_s,
+            ("gpu", "reserved"): team.reserved.gpu_s,
+            ("cpu", "spent"): team.spent.cpu_s,
+            ("gpu", "spent"): team.spent.gpu_s,
+        }
+        found += [
+            ("tiltyard_budget_seconds", {"team": experiment.budget.team, "resource": r, "kind": k}, float(amount))
+            for (r, k), amount in amounts.items()
+            if amount is not None
+        ]
+    return found
+
+
+def labels_of(experiment: Experiment) -> dict[str, str]:
+    """What every series of a sweep bears."""
+    return {"experiment": experiment.name, "team": experiment.budget.team or "none"}
+
+
+class Watch(Protocol):
+    """Whoever is told how a launch goes (`tiltyard.sweep.engine.launch.Watch`)."""
+
+    def planned(self, plan: Any, known: int) -> None:
+        """The plan is made."""
+
+    def step(self, what: str) -> None:
+        """What is done before the first trial."""
+
+    def tick(self, tick: Any) -> None:
+        """How it goes."""
+
+
+class Exporting:
+    """Tells a watcher all that it is told, and exports it."""
+
+    def __init__(
+        self, settings: Settings, experiment: Experiment, watch: Watch, *, set_gauge: Callable[..., None] | None = None
+    ) -> None:
+        self._settings, self._experiment, self._watch = settings, experiment, watch
+        self._set = set_gauge or _Gauges()
+        self._key = ""
+        self._last: tuple[float, Any] | None = None
+        self._wake, self._ended = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="tiltyard-telemetry", daemon=True)
+
+    def planned(self, plan: Any, known: int) -> None:
+        """Passes it on; learns the key."""
+        self._key = plan.key
+        self._watch.planned(plan, known)
+
+    def step(self, what: str) -> None:
+        """Passes it on."""
+        self._watch.step(what)
+
+    def tick(self, tick: Any) -> None:
+        """Passes it on; the first one starts the export, for by then Ray is there."""
+        self._last = time.monotonic(), tick
+        if not self._thread.is_alive() and not self._ended:
+            self._thread.start()
+        self._watch.tick(tick)
+
+    def close(self) -> None:
+        """Ends the export; the gauges fade."""
+        self._ended = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=EVERY_S)
+
+    def _run(self) -> None:
+        told = False
+        while not self._ended:
+            try:
+                with Journal.open(self._settings.journal_uri) as journal:
+                    while not self._ended:
+                        for name, labels, value in self._readings(journal):
+                            self._set(name, labels, value)
+                        self._wake.wait(EVERY_S)
+            except Exception:  # whatever a store's driver or Ray raises: the sweep does not depend on it
+                if not told:
+                    _LOG.warning("How the sweep goes cannot be exported now; trying on", exc_info=True)
+                told = True
+                self._wake.wait(EVERY_S)
+
+    def _readings(self, journal: Journal) -> Readings:
+        assert self._last is not None
+        at, tick = self._last
+        team = self._experiment.budget.team
+        return of_tick(tick, self._experiment, time.monotonic() - at) + of_record(
+            journal.attempts(self._key),
+            journal.spend(self._key),
+            None if team is None else journal.budgets.get(team),
+            self._experiment,
+            now=time.time(),
+        )
+
+
+class _Gauges:
+    """Ray's gauges, each made when it is first set."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, name: str, labels: dict[str, str], value: float) -> None:
+        if name not in self._made:
+            self._made[name] = gauge(name)
+        self._made[name].set(value, labels)
+
+
+@contextmanager
+def exporting(settings: Settings, experiment: Experiment, watch: Watch) -> Iterator[Exporting]:
+    """A watcher that exports while the block lasts."""
+    made = Exporting(settings, experiment, watch)
+    try:
+        yield made
+    finally:
+        made.close()

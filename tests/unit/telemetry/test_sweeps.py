@@ -1,0 +1,138 @@
+"""What is exported of a sweep: from ticks and a real journal, with a recorder in place of Ray's gauges."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import recorded_sweep
+
+from tiltyard.experiment import Budget, Experiment
+from tiltyard.journal import Journal
+from tiltyard.telemetry import sweeps
+from tiltyard.telemetry.instruments import DECLARED
+from tiltyard.telemetry.sweeps import Exporting, Readings, of_record, of_tick
+
+
+@dataclass
+class Tick:
+    states: dict[str, int] = field(default_factory=lambda: {"running": 3, "done": 2})
+    best: dict[str, tuple[float, str]] = field(default_factory=lambda: {"rings": (0.9, "mlp@rings/000")})
+    elapsed_s: float = 12.0
+    packs_running: int = 1
+    work_done: float = 0.4
+    paused: str | None = None
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.ticks = 0
+
+    def planned(self, plan: Any, known: int) -> None: ...
+
+    def step(self, what: str) -> None: ...
+
+    def tick(self, tick: Any) -> None:
+        self.ticks += 1
+
+
+def experiment(**changes: Any) -> Experiment:
+    return recorded_sweep.experiment("exported", 12, ["rings"]).model_copy(update=changes)
+
+
+def only(readings: Readings, name: str) -> dict[str, float]:
+    return {
+        ",".join(v for k, v in labels.items() if k not in {"experiment", "team"}): value
+        for n, labels, value in readings
+        if n == name
+    }
+
+
+def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_path: Path) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=24)
+    wanted = experiment(budget=Budget(team="vision"))
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        team = journal.budgets.set("vision", limit_cpu_s=3600, limit_gpu_s=None)
+        record = of_record(journal.attempts(recorded.key), journal.spend(recorded.key), team, wanted, now=time.time())
+        spent = journal.spend(recorded.key)
+    readings = of_tick(Tick(), wanted, 2.0) + record
+    for name, labels, _ in readings:
+        assert set(labels) == set(DECLARED[name].labels), name
+    states = only(readings, "tiltyard_sweep_trials")
+    assert (states["running"], states["done"], states["failed"]) == (3, 2, 0)
+    assert only(readings, "tiltyard_sweep_driver_lag_seconds") == {"": 2.0}
+    assert only(readings, "tiltyard_sweep_held_seconds") == {"cpu": spent.cpu_s, "gpu": 0.0}
+    assert only(readings, "tiltyard_sweep_lost_seconds")[""] == pytest.approx(3.0)
+    assert only(readings, "tiltyard_sweep_attempts")["failed"] == 2
+    budget = {(la["resource"], la["kind"]): v for n, la, v in readings if n == "tiltyard_budget_seconds"}
+    assert budget == {
+        ("cpu", "limit"): 3600,
+        ("cpu", "reserved"): 0,
+        ("cpu", "spent"): 0,
+        ("gpu", "reserved"): 0,
+        ("gpu", "spent"): 0,
+    }
+
+
+def test_exporting_passes_ticks_on_and_says_how_long_the_loop_has_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"])
+    monkeypatch.setattr(sweeps, "EVERY_S", 0.02)
+    lags: list[float] = []
+    seen, small_again = threading.Event(), threading.Event()
+
+    def note(name: str, labels: dict[str, str], value: float) -> None:
+        if name == "tiltyard_sweep_driver_lag_seconds":
+            lags.append(value)
+            if value > 0.5:
+                seen.set()
+            elif seen.is_set():
+                small_again.set()
+
+    watch = Silent()
+    made = Exporting(recorded.settings, experiment(), watch, set_gauge=note)
+    made.planned(SimpleNamespace(key=recorded.key), 0)
+    made.tick(Tick())
+    assert seen.wait(60)
+    ticks = 1
+    while not small_again.wait(0.05):
+        made.tick(Tick())
+        ticks += 1
+    made.close()
+    assert watch.ticks == ticks
+    assert lags[0] < 60
+
+
+def test_exporting_whose_store_fails_warns_once_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"])
+    monkeypatch.setattr(sweeps, "EVERY_S", 0.02)
+    calls, again = [], threading.Event()
+
+    def broken(name: str, labels: dict[str, str], value: float) -> None:
+        calls.append(name)
+        if len(calls) > 5:
+            again.set()
+        raise RuntimeError("Ray is not there")
+
+    made = Exporting(recorded.settings, experiment(), Silent(), set_gauge=broken)
+    made.planned(SimpleNamespace(key=recorded.key), 0)
+    made.tick(Tick())
+    assert again.wait(60)
+    made.close()
+    assert caplog.text.count("cannot be exported now") == 1
+
+
+def test_exporting_that_never_ticked_closes_at_once(tmp_path: Path) -> None:
+    settings = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"]).settings
+    with sweeps.exporting(settings, experiment(), Silent()) as made:
+        made.step("starting Ray")
+    made.tick(Tick())  # after the end nothing starts
+    assert not any(t.name == "tiltyard-telemetry" for t in threading.enumerate())
