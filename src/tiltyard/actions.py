@@ -21,6 +21,7 @@ from typing import Any
 
 from tiltyard.errors import RegistryError, SpecError
 from tiltyard.evaluation.folding import Evaluated
+from tiltyard.governance.approvals import Approval, lacks
 from tiltyard.governance.gates import REFUSE, Gate, Look, Verdict, concerns, judge
 from tiltyard.governance.policy import (
     Acted,
@@ -42,7 +43,7 @@ from tiltyard.telemetry.notices import Notice
 from tiltyard.telemetry.notify import KEEP_S, Delivery, notify, receivers
 from tiltyard.types import METRICS
 
-GATE, POLICY, HOLD, DONE = "gate", "policy", "hold", "policy_done"
+GATE, POLICY, HOLD, DONE, APPROVAL = "gate", "policy", "hold", "policy_done", "approval"
 _SEVERITY = {"alert": "warning", "promote": "info", "roll_back": "critical"}
 
 
@@ -182,6 +183,26 @@ def holds_on(journal: Journal, model: str) -> list[Hold]:
     return list(standing.values())
 
 
+def approve(journal: Journal, version: ModelVersion, *, by: str, reason: str, withdraw: bool = False) -> Decision:
+    """Puts a person's approval of a version on record, or takes it back."""
+    return journal.decide(
+        kind=APPROVAL,
+        subject=version.name,
+        actor=by,
+        evidence={"version": version.version, "digest": version.digest},
+        reasons=[reason or "by hand, no reason given"],
+        outcome="withdrawn" if withdraw else "approved",
+    )
+
+
+def approvals_of(journal: Journal, model: str) -> list[Approval]:
+    """Every approval of a model's versions, in order."""
+    return [
+        Approval(by=d.actor, digest=d.evidence["digest"], withdrawn=d.outcome == "withdrawn")
+        for d in journal.decisions(kind=APPROVAL, subject=model)
+    ]
+
+
 def acted(journal: Journal, model: str) -> list[Acted]:
     """What policies did on a model."""
     return [
@@ -245,7 +266,8 @@ def apply(
             evidence = _with_candidate(evidence, candidate, verdict)
         steps = decide(policy, evidence, acted(journal, model), holds_on(journal, model))
         found_steps = [
-            _do(registry, journal, policy, step, evidence, champion, candidate, actor, tell, train) for step in steps
+            _do(registry, journal, policy, step, evidence, champion, candidate, gate, actor, tell, train)
+            for step in steps
         ]
         announce(settings, journal, model)
         return found_steps
@@ -313,6 +335,7 @@ def _do(
     evidence: Evidence,
     champion: ModelVersion,
     candidate: ModelVersion | None,
+    gate: Gate,
     actor: str,
     tell: Tell,
     train: Train | None,
@@ -321,6 +344,13 @@ def _do(
         return Applied(step=step, told=f"withheld: {'; '.join(step.reasons[1:])}")
     kind = step.action.kind
     target, why_not = _target(registry, step.action, champion, candidate, train)
+    if kind == "promote" and candidate is not None and gate.approvals:
+        why_not = why_not or lacks(
+            approvals_of(journal, evidence.model),
+            needed=gate.approvals,
+            digest=candidate.digest,
+            author=candidate.tags.get("tiltyard.author", ""),
+        )
     if why_not:
         return Applied(step=step, told=f"withheld: {why_not}")
     facts: dict[str, Any] = {

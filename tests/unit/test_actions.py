@@ -140,6 +140,33 @@ def test_candidate_is_opened_gathers_evidence_and_is_promoted_by_its_gate(
     assert champion(registry) == 2
 
 
+def test_gate_that_asks_for_approvals_waits_for_persons_who_approved_this_very_bundle(
+    stage: tuple[Settings, ModelRegistry, Journal],
+) -> None:
+    settings, registry, journal = stage
+    registry.set_alias(MODEL, "candidate", 3)
+    record(journal, 2, 4, 0.8)
+    much = Paired(metric="accuracy", rows=500, total=60.0, squares=90.0, won=75, lost=15)
+    record(journal, 3, 4, 0.92, against=f"{MODEL}@2", paired=much)
+    strict = replace(GATE, approvals=2)
+
+    def told() -> str:
+        steps = actions.apply(settings, CHALLENGED, MODEL, gate=strict, now=time.time())
+        return {a.step.rule: a.told for a in steps}["gate"]
+
+    assert "approved by nobody; 2 approvals are wanted" in told()
+    third, other = registry.get(MODEL, version=3), registry.get(MODEL, version=1)
+    actions.approve(journal, third, by="ann", reason="looked at the slices")
+    actions.approve(journal, third, by="ann", reason="twice is once")
+    actions.approve(journal, other, by="cat", reason="another bundle")
+    actions.approve(journal, third, by="bob", reason="")
+    actions.approve(journal, third, by="bob", reason="no, wait", withdraw=True)
+    assert "approved by ann; 2 approvals are wanted" in told()
+    actions.approve(journal, third, by="bob", reason="yes")
+    assert told() == "version 3 is @champion"
+    assert champion(registry) == 3
+
+
 def test_action_that_a_killed_process_decided_is_carried_out_by_the_next(
     stage: tuple[Settings, ModelRegistry, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:

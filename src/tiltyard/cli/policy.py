@@ -130,6 +130,25 @@ def resume(
 
 
 @app.command()
+def approve(
+    model: str = typer.Argument(help="The version, as NAME@VERSION or NAME@candidate."),
+    withdraw: bool = typer.Option(False, help="Take an approval back."),
+    reason: str = REASON,
+) -> None:
+    """Approve a version, bound to its digest; gates that ask for approvals wait for them."""
+    from tiltyard import actions
+    from tiltyard.cli.models import open_registry
+    from tiltyard.registry.address import ModelAddress
+    from tiltyard.report.terminal import output
+
+    version = open_registry(Settings.from_env()).at(ModelAddress.parse(model))
+    with _journal() as journal:
+        actions.approve(journal, version, by=actions.person(), reason=reason, withdraw=withdraw)
+    what = "withdrawn" if withdraw else "approved"
+    output().print(f"{version.name} version {version.version} ({version.digest[:12]}): {what} by {actions.person()}")
+
+
+@app.command()
 def log(model: str = MODEL, as_json: bool = JSON) -> None:
     """Show every decision about a model, oldest first, after checking that none was changed."""
     from tiltyard.report.terminal import output

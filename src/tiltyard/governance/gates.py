@@ -39,6 +39,7 @@ class Gate:
         hopeless: One-sided p-value at which a challenger is refused as worse.
         most_slice_loss: How much worse than the champion a slice may surely be; None to leave slices aside.
         fair: Whether a sensitive column that is flagged refuses.
+        approvals: Persons who must have approved the version before it is promoted (`governance.approvals`).
     """
 
     alpha: float = 0.05
@@ -50,6 +51,7 @@ class Gate:
     hopeless: float = 0.001
     most_slice_loss: float | None = 0.0
     fair: bool = True
+    approvals: int = 0
 
     def __post_init__(self) -> None:
         shares = 0 < self.alpha < 1 and 0 <= self.hopeless < 1
