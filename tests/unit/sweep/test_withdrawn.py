@@ -14,7 +14,10 @@ from tiltyard.sweep.engine.execute import Outcome, execute
 from tiltyard.sweep.engine.layout import Storage
 from tiltyard.types import Task
 
-CONFIGS = {"logistic": ({"lr": 0.1}, {"lr": 0.01}), "lightgbm": ({"num_leaves": 3}, {"num_leaves": 4})}
+CONFIGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "logistic": ({"lr": 0.1}, {"lr": 0.01}),
+    "lightgbm": ({"num_leaves": 3}, {"num_leaves": 4}),
+}
 
 
 def feed(split: str) -> Any:
