@@ -635,8 +635,11 @@ def test_two_thousand_connections_at_once_are_answered_or_refused_politely(
         f"POST /models/s.small/predict HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     )
 
+    connecting = asyncio.Semaphore(32)
+
     async def ask(connected: asyncio.Event, gate: asyncio.Event, left: list[int]) -> tuple[int, bool]:
-        reader, writer = await asyncio.open_connection(host, int(port))
+        async with connecting:  # what does not fit the kernel's queue would be tried again after a minute
+            reader, writer = await asyncio.open_connection(host, int(port))
         left[0] -= 1
         if not left[0]:
             connected.set()
