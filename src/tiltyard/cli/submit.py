@@ -52,6 +52,9 @@ def submit(
     from tiltyard.run import names_in
     from tiltyard.submit.preparing import prepare
 
+    names = names_in(datasets)
+    if names == []:
+        raise typer.BadParameter("name at least one dataset, e.g. --datasets wine,digits", param_hint="--datasets")
     settings = Settings.from_env()
     prepared = prepare(
         file,
@@ -60,7 +63,7 @@ def submit(
         key=key,
         args=args or (),
         trials=trials,
-        datasets=names_in(datasets),
+        datasets=names,
         seed=seed,
         env=dict(_variable(text) for text in env or ()),
         carry=carry or (),

@@ -190,6 +190,7 @@ def test_submit_shows_its_plan_and_refuses_a_cluster_of_another_ray(run: Run, mo
     [
         (("submit", "job.py"), "nothing is up here"),
         (("submit", "job.py", "--env", "A"), "is not NAME=VALUE"),
+        (("submit", "job.py", "--datasets", ","), "name at least one dataset"),
         (("submit", "none.py", "--address", "http://x"), "There is no job file"),
         (("submit", "job.py", "--ephemeral", "--cluster", "x"), "takes no --cluster"),
         (("cluster", "start", "none.yaml"), "cannot be read"),
