@@ -227,6 +227,35 @@ def test_labels_that_come_late_are_joined_by_key_and_append_a_revision_each(stag
     assert after.paired.rows == 400
 
 
+def test_labels_on_the_command_line_revise_what_show_then_tells(
+    stage: Stage, done: list[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow.csv
+
+    from tiltyard import cli
+
+    full = table(120, 13)
+    stage.store.commit("by-hand", full.drop_columns(["label"]), spec=DatasetSpec(key="id"))
+    spec = replace(EVALUATION, dataset="by-hand", rows="all", labels=("label",), models=("s.small@1",))
+    evaluate(stage.settings, spec)
+    pyarrow.csv.write_csv(full.select(["id", "label"]), tmp_path / "labels.csv")
+    monkeypatch.setenv("TILTYARD_HOME", str(stage.settings.home))
+    for args in (
+        ["evaluate", "labels", "s.small@1", "by-hand@1", str(tmp_path / "labels.csv")],
+        ["evaluate", "show", "s.small@1", "by-hand@1"],
+        ["evaluate", "list", "s.small"],
+    ):
+        with pytest.raises(SystemExit) as left:
+            cli.main(args)
+        out, _ = capsys.readouterr()
+        assert left.value.code in (0, None)
+        assert "by-hand@1" in out
+        assert "accuracy" in out
+    with Journal.open(stage.settings.journal_uri) as journal:
+        key = next(w.key for w in journal.works.find("evaluation") if w.about["dataset"] == "by-hand@1")
+        assert Evaluated.from_json(journal.works.results(key)[-1].result).scored.labelled == 120
+
+
 def test_new_champion_is_compared_with_what_was_evaluated_before_it(stage: Stage, done: list[Done]) -> None:
     turned = replace(EVALUATION, models=("s.small@2", "s.small@1"))
     again = results(evaluate(stage.settings, turned))["s.small@1", "small@2"]

@@ -19,7 +19,13 @@ def overview(results: Sequence[tuple[Evaluated, str]]) -> Table:
     """One line a result, with what became of it."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("model", "dataset", "rows", "labelled", "score", "drifted", "against the champion", ""):
-        table.add_column(name, no_wrap=True, justify="right" if name in {"rows", "labelled"} else "left")
+        numbers = name in {"rows", "labelled"}
+        table.add_column(  # where the terminal is narrow, long texts fold; names and numbers do not
+            name,
+            no_wrap=numbers or name in {"model", "dataset"},
+            overflow="fold",
+            justify="right" if numbers else "left",
+        )
     for r, outcome in results:
         table.add_row(
             Text(r.name, "bold"),
