@@ -269,7 +269,6 @@ def test_submitted_sweep_is_cancelled_in_order_and_the_same_submit_ends_it(up: C
 
     assert "Submitted: " in told("submit", "--detach", "sweep.py")
     until(lambda: any(tmp_path.glob("gate.*")), timeout_s=120)  # in the middle of a pack
-    assert "RUNNING" in told("submit", "--detach", "sweep.py")
     cancelling = threading.Thread(target=lambda: answers.append(told("cancel", "sent")))
     answers: list[str] = []
     cancelling.start()
