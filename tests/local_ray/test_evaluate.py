@@ -317,6 +317,33 @@ def test_evaluation_killed_in_the_middle_is_taken_over_and_counts_each_row_once(
     assert all(np.isfinite(outputs_of(p)).all() for p in parts)
 
 
+def test_rows_that_are_new_leave_out_those_that_the_model_was_trained_on(stage: Stage, done: list[Done]) -> None:
+    both = pa.concat_tables([table(ROWS, 1), table(100, 21)])
+    stage.store.commit("grown", both, spec=SPEC)
+    spec = replace(EVALUATION, dataset="grown", rows="new", slices=())
+    champion, challenger = (d.result for d in evaluate(stage.settings, spec) if d.pair.version.name == "grown")
+    assert champion is not None
+    assert challenger is not None
+    trained = stage.store.resolve("small@1").split_rows["train"]
+    assert champion.scored.rows == challenger.scored.rows == ROWS + 100 - trained
+    assert challenger.paired is not None
+    assert challenger.paired.rows == champion.scored.rows
+
+
+def test_version_that_was_deleted_is_left_out_and_its_successor_is_evaluated(stage: Stage, done: list[Done]) -> None:
+    from tiltyard.data.deletion import delete
+
+    stage.store.commit("gone", table(200, 31), spec=SPEC)
+    stage.store.commit("gone", table(200, 32))
+    delete(stage.store, "gone", [31_000_000], models={})
+    spec = replace(EVALUATION, dataset="gone", models=("s.small@1",), rows="all", slices=())
+    found = [d for d in evaluate(stage.settings, spec) if d.pair.version.name == "gone"]
+    versions = [v.version for v in stage.store.history("gone")]
+    assert [d.pair.version.version for d in found] == versions
+    assert 1 not in versions
+    assert all(d.outcome == "new" for d in found)
+
+
 def test_claim_that_another_process_holds_is_left_to_it(stage: Stage, done: list[Done]) -> None:
     stage.store.commit("held", table(100, 12), spec=SPEC)
     spec = replace(EVALUATION, dataset="held", models=("s.small@1",), rows="all")

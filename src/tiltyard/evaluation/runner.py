@@ -625,7 +625,13 @@ class _Runner:
     def _trained_rows(self, seats: Sequence[_Seat]) -> npt.NDArray[np.int64]:
         """Hashes of the rows that any of the models was trained on, ascending."""
         parts = [np.empty(0, np.int64)]
-        for own in {v.ref: v for s in seats if (v := _trained_on(self.store, s.pair.model))}.values():
+        for model in {s.pair.address: s.pair.model for s in seats}.values():
+            own = _trained_on(self.store, model)
+            if own is None:
+                raise DataError(
+                    f"{model.name}@{model.version} was trained on {model.lineage.dataset}@{model.lineage.dataset_version}, which "
+                    "is not there any more, so nothing says which rows are new to it. Ask for others: rows='test'."
+                )
             parts.append(self.store.read_hashes(own, "train"))
         return np.unique(np.concatenate(parts))
 
