@@ -269,7 +269,7 @@ def streamed() -> Iterable[Figure]:
 
 
 def bounded() -> Iterable[Figure]:
-    """A table of more than four times the memory that its stream may take, under that limit."""
+    """A table of more than four times the memory that its stream may take, and what it took at most."""
     import ray
     import stream_actors
 
@@ -277,10 +277,6 @@ def bounded() -> Iterable[Figure]:
     from tiltyard.data.readers import Readers
     from tiltyard.data.stream import share
 
-    before = os.environ.get("ARROW_DEFAULT_MEMORY_POOL")
-    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = (
-        "system"  # it maps what it uses; the others reserve address space beforehand
-    )
     with contextlib.ExitStack() as stack:
         store, version, preprocessor = stack.enter_context(_committed(LARGE_ROWS))
         stack.enter_context(_ray(80 << 20))
@@ -292,15 +288,15 @@ def bounded() -> Iterable[Figure]:
         plan, told = handle.streams, Path(store.root.path) / "told"
         told.mkdir()
         handle.readers.close()
-        decoder = stream_actors.Limited(handle.readers.decoder.root, preprocessor)
-        decoder.window_bytes, decoder.folder = plan.window_bytes, str(told)
+        decoder = stream_actors.Watched(handle.readers.decoder.root, preprocessor)
+        decoder.folder = str(told)
         handle = replace(handle, readers=Readers(version, decoder, plan))
         trial = _consumer()
         pid = ray.get(trial.ready.remote())
-        idle = ray.get(trial.limit.remote(handle))
+        idle = ray.get(trial.idle.remote())
         peaks: dict[int, int] = {}
         done = threading.Event()
-        sampler = threading.Thread(target=_sample, args=(told, pid, peaks, done))
+        sampler = threading.Thread(target=_sample, args=(told, pid, peaks, done), daemon=True)
         sampler.start()
         first, seconds, rows = ray.get(trial.ask.remote(handle, 0))
         done.set()
@@ -309,8 +305,6 @@ def bounded() -> Iterable[Figure]:
         readers = [(peaks[int(f.stem)], int(f.read_text())) for f in told.glob("*.idle")]
         allowed = plan.store_bytes + plan.heap_bytes
         table_bytes = handle.plans["train"].num_bytes
-    if before is None:
-        del os.environ["ARROW_DEFAULT_MEMORY_POOL"]
     assert rows == version.num_rows
     heap = sum(peak - idle_before for peak, idle_before in readers)
     used = heap + (peaks[pid] - idle) + plan.store_bytes
@@ -318,9 +312,9 @@ def bounded() -> Iterable[Figure]:
         "stream_memory_of_a_large_table", used / 2**20, "MiB", "allowed: object store and readers' heap", allowed / 2**20,
         allowed / used,
         f"A table of {table_bytes / 2**20:,.0f} MiB as arrays, {table_bytes / allowed:.1f} times what is allowed; an epoch took "
-        f"{seconds:.1f} s ({rows / seconds / 1e6:.2f} M rows/s, first batch {first:.1f} s). Enforced: an object store of 80 MiB, "
-        f"and RLIMIT_DATA in each of {READERS} readers ({HEAP_WINDOWS} windows of {plan.window_bytes / 2**20:.1f} MiB above "
-        f"what it had) and in the consumer (2 windows). Used at most, in MiB above idle: readers "
+        f"{seconds:.1f} s ({rows / seconds / 1e6:.2f} M rows/s, first batch {first:.1f} s). Ray's object "
+        f"store was 80 MiB in all; {READERS} readers may use {HEAP_WINDOWS} windows of {plan.window_bytes / 2**20:.1f} MiB each. "
+        f"Used at most, in MiB above idle: readers "
         f"{', '.join(f'{(p - i) / 2**20:.0f}' for p, i in readers)}, consumer {(peaks[pid] - idle) / 2**20:.0f}, and the "
         f"{plan.ahead} windows of the object store in full.",
     )  # fmt: skip

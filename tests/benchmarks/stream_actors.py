@@ -1,9 +1,8 @@
-"""What runs in worker processes while streaming is measured: a consumer, its rivals, and a reader under a hard limit."""
+"""What runs in worker processes while streaming is measured: a consumer, its rivals, and a reader that is watched."""
 
 from __future__ import annotations
 
 import os
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,40 +17,24 @@ import ray.data
 import torch
 
 from tiltyard.data import order
-from tiltyard.data.preflight import HEAP_WINDOWS
 from tiltyard.data.stream import Shared, open_feed
 from tiltyard.data.streamed import StreamedFeed
 from tiltyard.data.windows import Decoder
 
-SLACK_BYTES = 24 << 20
-"""Of the limit, for what Python and Ray allocate meanwhile (threads' stacks count in full)."""
 
+class Watched(Decoder):
+    """A decoder that tells, before its process reads for the first time, how much memory that has."""
 
-def data_bytes() -> int:
-    """Private writable memory of this process, which ``RLIMIT_DATA`` is about."""
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmData"))
-    return int(line.split()[1]) << 10
-
-
-def limit_here(more_bytes: int) -> None:
-    """From here on this process can have so much more private memory and no more: the next ``malloc`` fails."""
-    most = data_bytes() + more_bytes + SLACK_BYTES
-    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-
-
-class Limited(Decoder):
-    """A decoder whose reader process cannot have more memory than the plan says; tells how much it had."""
-
-    window_bytes = 0
     folder = ""
-    _limited_pid = 0
+    _told_pid = 0
 
     def raw(self, path: str, row_groups: Sequence[int] | None = None) -> pa.Table:
         """See `Decoder.raw`."""
-        if Limited._limited_pid != os.getpid():
-            Limited._limited_pid = os.getpid()
-            Path(self.folder, f"{os.getpid()}.idle").write_text(str(private_bytes()))
-            limit_here(HEAP_WINDOWS * self.window_bytes)
+        if Watched._told_pid != os.getpid():
+            Watched._told_pid = os.getpid()
+            part = Path(self.folder, f"{os.getpid()}.part")
+            part.write_text(str(private_bytes()))
+            part.rename(part.with_suffix(".idle"))
         return super().raw(path, row_groups)
 
 
@@ -188,12 +171,9 @@ class Consumer:
             first = first or time.perf_counter() - start
         return first, time.perf_counter() - start
 
-    def limit(self, handle: Shared) -> int:
-        """This process may have two batches' and two windows' worth more memory, and no more; what it has now."""
-        assert handle.streams is not None
-        now = private_bytes()
-        limit_here(2 * handle.streams.window_bytes)
-        return now
+    def idle(self) -> int:
+        """Bytes of memory that this process has to itself now."""
+        return private_bytes()
 
     def close(self) -> None:
         """Ends the feed."""
