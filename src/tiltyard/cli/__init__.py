@@ -113,6 +113,12 @@ COMMANDS: dict[str, CommandEntry] = {
             panel=_CLUSTERS,
         ),
         CommandEntry(
+            name="dashboards",
+            summary="Write Grafana's boards and Prometheus' rules, or check that they are current.",
+            module="tiltyard.cli.dashboards",
+            panel=_CLUSTERS,
+        ),
+        CommandEntry(
             name="budget",
             summary="Set or show the budgets of teams, which outlive sweeps.",
             module="tiltyard.cli.budget",

@@ -1,0 +1,223 @@
+"""What is alarming: Prometheus rules as plain data, each with how grave it is, what it means and what to do. Pure.
+
+`rules_file` is the file that Prometheus reads; ``dashboards/rules_test.yaml`` drives every alert to fire and to stay silent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+AVAILABILITY = 0.999
+"""Share of requests that are to be answered without a fault of ours."""
+P99_S = 0.5
+"""What 99% of requests are to be answered within."""
+_FAST, _SLOW = 14.4, 6.0
+"""Burn rates that page and that warn: 2% of a month's errors in an hour, 5% in six (Google's SRE workbook, chapter 5)."""
+
+
+def error_ratio(window: str, where: str = "") -> str:
+    """PromQL: by model, the share of requests with a fault of ours over a window; 0 where there was none."""
+    every = f"ray_tiltyard_serving_requests_total{{{where}}}"
+    failed = f'ray_tiltyard_serving_requests_total{{{where}{"," if where else ""}status=~"5.."}}'
+    of_all = f"sum by (model) (rate({every}[{window}]))"
+    return f"(sum by (model) (rate({failed}[{window}])) or 0 * {of_all}) / {of_all}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """One alert.
+
+    Args:
+        name: In CamelCase, as Prometheus' own.
+        expr: True while it is alarming.
+        lasting: For how long before it fires.
+        severity: ``critical`` wakes somebody, ``warning`` waits for the morning.
+        summary: What is the matter, in one line, with the labels of the series.
+        meaning: What it means.
+        action: What to do.
+    """
+
+    name: str
+    expr: str
+    lasting: str
+    severity: str
+    summary: str
+    meaning: str
+    action: str
+
+
+_BUDGET_USED = (
+    'sum by (team, resource) (max by (team, resource, kind) (ray_tiltyard_budget_seconds{kind=~"reserved|spent"})) '
+    '/ max by (team, resource) (ray_tiltyard_budget_seconds{kind="limit"})'
+)
+
+
+def _burns(rate: float, short: str, long: str) -> str:
+    limit = f"{rate * (1 - AVAILABILITY):.6g}"
+    return f"(tiltyard:serving_errors:ratio_rate{long} > {limit}) and (tiltyard:serving_errors:ratio_rate{short} > {limit})"
+
+
+RECORDED = {
+    f"tiltyard:serving_errors:ratio_rate{window}": error_ratio(window) for window in ("5m", "30m", "1h", "6h")
+} | {
+    "tiltyard:serving_request_seconds:p99_5m": "histogram_quantile(0.99, sum by (le, model) "
+    "(rate(ray_tiltyard_serving_request_seconds_bucket[5m])))",
+    "tiltyard:budget_used:ratio": _BUDGET_USED,
+}
+"""Series that are worked out once for several alerts and panels."""
+
+ALERTS = (
+    Alert(
+        name="TiltyardSweepStalled",
+        expr="max by (experiment) (ray_tiltyard_sweep_driver_lag_seconds) > 300",
+        lasting="1m",
+        severity="critical",
+        summary="The driver of {{ $labels.experiment }} has not turned its loop for {{ $value | humanizeDuration }}",
+        meaning="The driver's process lives but hangs: on the journal, on Ray's head, or on storage. Nothing new starts.",
+        action="Look at its log (tiltyard logs JOB), then end it and go on: tiltyard cancel JOB; tiltyard resume EXPERIMENT.",
+    ),
+    Alert(
+        name="TiltyardSweepNoProgress",
+        expr="(max by (experiment) (delta(ray_tiltyard_sweep_work_done_ratio[30m])) == 0) "
+        "and on (experiment) (max by (experiment) (ray_tiltyard_sweep_paused) == 0) "
+        "and on (experiment) (max by (experiment) (ray_tiltyard_sweep_elapsed_seconds) > 1800)",
+        lasting="10m",
+        severity="warning",
+        summary="{{ $labels.experiment }} has finished no epoch for half an hour",
+        meaning="Packs wait for devices or a budget, or one rung takes longer than half an hour.",
+        action="Look at the sweep's board: packs that train, and at tiltyard budget and the cluster's free CPUs and GPUs.",
+    ),
+    Alert(
+        name="TiltyardTrialsFailing",
+        expr='sum by (experiment) (ray_tiltyard_sweep_trials{state="failed"}) '
+        "/ sum by (experiment) (ray_tiltyard_sweep_trials) > 0.2",
+        lasting="2m",
+        severity="warning",
+        summary="{{ $value | humanizePercentage }} of the trials of {{ $labels.experiment }} failed",
+        meaning="A variant or a part of its space does not work on this data.",
+        action="Read the reasons: tiltyard leaderboard EXPERIMENT --all; stop it with tiltyard pause EXPERIMENT.",
+    ),
+    Alert(
+        name="TiltyardPacksFailing",
+        expr='sum by (experiment) (ray_tiltyard_sweep_attempts{state=~"failed|fenced"}) '
+        "/ sum by (experiment) (ray_tiltyard_sweep_attempts) > 0.25",
+        lasting="5m",
+        severity="warning",
+        summary="{{ $value | humanizePercentage }} of the attempts of {{ $labels.experiment }} were lost",
+        meaning="Workers die or run out of memory: what they had trained since the last rung is trained again.",
+        action="Read the reasons with tiltyard trial show NAME; look at the nodes' memory, and at spot nodes being taken away.",
+    ),
+    Alert(
+        name="TiltyardBudgetNearlySpent",
+        expr="tiltyard:budget_used:ratio > 0.8",
+        lasting="1m",
+        severity="warning",
+        summary="Team {{ $labels.team }} has used {{ $value | humanizePercentage }} of its {{ $labels.resource }} budget",
+        meaning="Reserved and spent seconds are past four fifths of the limit.",
+        action="Decide now: raise it (tiltyard budget set TEAM ...) or let the running sweeps end within it.",
+    ),
+    Alert(
+        name="TiltyardBudgetSpent",
+        expr="tiltyard:budget_used:ratio >= 1",
+        lasting="1m",
+        severity="critical",
+        summary="Team {{ $labels.team }} has used up its {{ $labels.resource }} budget",
+        meaning="No further pack of this team starts; its sweeps end with what they have.",
+        action="Raise it with tiltyard budget set TEAM, then tiltyard resume EXPERIMENT.",
+    ),
+    Alert(
+        name="TiltyardServeErrorsFast",
+        expr=_burns(_FAST, "5m", "1h"),
+        lasting="2m",
+        severity="critical",
+        summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests",
+        meaning=f"At this rate a month's errors (of {AVAILABILITY:.1%}) are gone within two days.",
+        action="Look at the serving board and the replicas' logs; go back: tiltyard models rollback MODEL.",
+    ),
+    Alert(
+        name="TiltyardServeErrorsSlow",
+        expr=_burns(_SLOW, "30m", "6h"),
+        lasting="15m",
+        severity="warning",
+        summary="{{ $labels.model }} fails {{ $value | humanizePercentage }} of its requests over six hours",
+        meaning=f"At this rate a month's errors (of {AVAILABILITY:.1%}) are gone within five days.",
+        action="Look at the serving board: which status, since which version.",
+    ),
+    Alert(
+        name="TiltyardServeSlow",
+        expr=f"tiltyard:serving_request_seconds:p99_5m > {P99_S}",
+        lasting="10m",
+        severity="warning",
+        summary="p99 of {{ $labels.model }} is {{ $value | humanizeDuration }}",
+        meaning=f"One of a hundred requests takes longer than {P99_S} s.",
+        action="Look at requests that wait and at rows of a call; add replicas.",
+    ),
+    Alert(
+        name="TiltyardModelStale",
+        expr="max by (model) (ray_tiltyard_serving_stale) == 1",
+        lasting="15m",
+        severity="warning",
+        summary="{{ $labels.model }} serves an older version than its alias names",
+        meaning="The newer version could not be fetched or loaded, or its digest is not the one on record.",
+        action="Read the replica's log; look at the version: tiltyard models show MODEL.",
+    ),
+    Alert(
+        name="TiltyardReplicaUnhealthy",
+        expr="min by (application, deployment) (ray_serve_deployment_replica_healthy) == 0",
+        lasting="5m",
+        severity="critical",
+        summary="A replica of {{ $labels.application }} {{ $labels.deployment }} fails its health checks",
+        meaning="Ray Serve could not bring it back within five minutes.",
+        action="Look at the replica's log in Ray's dashboard: out of memory, or a model that cannot be loaded.",
+    ),
+    Alert(
+        name="TiltyardObjectStoreSpills",
+        expr='sum by (instance) (ray_object_store_memory{Location="SPILLED"}) > 0',
+        lasting="10m",
+        severity="warning",
+        summary="{{ $labels.instance }} keeps {{ $value | humanize1024 }}B of objects on disk",
+        meaning="The object store is full: what is read again comes from disk.",
+        action="Lower resources.memory_share or max_concurrent of the experiment, or give nodes more memory.",
+    ),
+    Alert(
+        name="TiltyardDiskFilling",
+        expr="min by (instance) (ray_node_disk_free / (ray_node_disk_free + ray_node_disk_usage)) < 0.1",
+        lasting="10m",
+        severity="critical",
+        summary="{{ $labels.instance }} has {{ $value | humanizePercentage }} of its disk left",
+        meaning="At 5% Ray starts nothing more on the node, and checkpoints cannot be written.",
+        action="Remove old Ray sessions and spilled objects; collect old dataset versions: tiltyard data gc.",
+    ),
+    Alert(
+        name="TiltyardGpuIdleWhileHeld",
+        expr="(avg by (instance) (avg_over_time(ray_node_gpus_utilization[30m])) < 5) "
+        'and on () (sum(ray_resources{Name="GPU",State="USED"}) > 0)',
+        lasting="30m",
+        severity="warning",
+        summary="GPUs of {{ $labels.instance }} are used {{ $value | humanize }}% while they are held",
+        meaning="Somebody pays for GPUs that do next to nothing: training waits for data, or packs are too small.",
+        action="Look at the data board (time that training waited) and at resources.pack; lower gpus of the experiment.",
+    ),
+)
+
+
+def rules_file() -> dict[str, Any]:
+    """Recording and alerting rules, as Prometheus reads them."""
+    recorded = [{"record": name, "expr": expr} for name, expr in RECORDED.items()]
+    alerts = [
+        {
+            "alert": a.name,
+            "expr": a.expr,
+            "for": a.lasting,
+            "labels": {"severity": a.severity},
+            "annotations": {"summary": a.summary, "meaning": a.meaning, "action": a.action},
+        }
+        for a in ALERTS
+    ]
+    return {
+        "groups": [
+            {"name": "tiltyard-recorded", "interval": "30s", "rules": recorded},
+            {"name": "tiltyard-alerts", "interval": "30s", "rules": alerts},
+        ]
+    }

@@ -1,0 +1,140 @@
+"""Makes Grafana's JSON of the boards, with Grafana's own builders (`grafana-foundation-sdk`, the ``dashboards`` extra).
+
+`files` is everything under ``dashboards/``: the boards, the rules, and what Prometheus scrapes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from grafana_foundation_sdk.builders import dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders.common import StackingConfig
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.common import StackingMode
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardCursorSync,
+    DashboardLinkType,
+    DataSourceRef,
+    VariableRefresh,
+)
+
+from tiltyard.telemetry.alerts import rules_file
+from tiltyard.telemetry.boards import BOARDS, VARIABLES, Board, Panel
+
+_SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
+_WIDTH, _HEIGHT, _NOW_HEIGHT = 24, 8, 4
+GENERATED = "# Written by: tiltyard dashboards render. Change src/tiltyard/telemetry/alerts.py instead.\n"
+ONWARD = {"MLflow": "${mlflow}", "Ray dashboard": "${ray}"}
+"""Links of every panel and board, to addresses that are the board's own text variables."""
+
+
+def files() -> dict[str, str]:
+    """Every file under ``dashboards/`` that is made, by its name."""
+    made = {f"{board.uid}.json": _text(board) for board in BOARDS}
+    made["rules.yaml"] = GENERATED + yaml.safe_dump(rules_file(), sort_keys=False, width=120)
+    made["prometheus.yaml"] = GENERATED.replace("alerts", "dashboards") + yaml.safe_dump(_scrape(), sort_keys=False)
+    return made
+
+
+def differing(folder: Path) -> list[str]:
+    """Names of files in a folder that are not what they would be now, or are missing, or are there no more."""
+    made = files()
+    there = {p.name: p.read_text() for p in [*folder.glob("tiltyard-*.json"), *folder.glob("*.yaml")]}
+    left = {name for name in there if name.startswith("tiltyard-") and name not in made}
+    return sorted(left | {name for name, text in made.items() if there.get(name) != text})
+
+
+def write(folder: Path) -> list[str]:
+    """Writes what differs; the names."""
+    changed, made = differing(folder), files()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in changed:
+        if name in made:
+            (folder / name).write_text(made[name])
+        else:
+            (folder / name).unlink()
+    return changed
+
+
+def model(board: Board) -> dict[str, Any]:
+    """A board as Grafana's API takes it."""
+    found: dict[str, Any] = json.loads(_text(board))
+    return found
+
+
+def _scrape() -> dict[str, Any]:
+    """What a Prometheus beside ``tiltyard up`` reads: Ray says where its ports are in a file that it renews."""
+    return {
+        "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {"job_name": "ray", "file_sd_configs": [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]}  # noqa: S108
+        ],
+    }
+
+
+def _text(board: Board) -> str:
+    return JSONEncoder(sort_keys=True, indent=1).encode(_build(board)) + "\n"
+
+
+def _build(board: Board) -> Any:
+    made = (
+        dashboard.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.meaning)
+        .tags(["tiltyard"])
+        .refresh("30s")
+        .time("now-3h", "now")
+        .timezone("browser")
+        .tooltip(DashboardCursorSync.CROSSHAIR)
+        .link(
+            dashboard.DashboardLink("Tiltyard")
+            .type(DashboardLinkType.DASHBOARDS)
+            .tags(["tiltyard"])
+            .as_dropdown(True)
+            .include_vars(True)
+            .keep_time(True)
+        )
+        .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus").label("Prometheus"))
+    )
+    for name in board.variables:
+        made = made.with_variable(
+            dashboard.QueryVariable(name)
+            .datasource(_SOURCE)
+            .query(VARIABLES[name])
+            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .multi(True)
+            .include_all(True)
+            .all_value(".*")
+        )
+    for name, address in (("mlflow", "http://127.0.0.1:5000"), ("ray", "http://127.0.0.1:8265")):
+        made = made.with_variable(dashboard.TextBoxVariable(name).label(f"{name}'s address").default_value(address))
+    number = 0
+    for title, panels in board.rows:
+        number += 1
+        made = made.with_row(dashboard.Row(title).id(number))
+        width = _WIDTH // min(len(panels), 4 if panels[0].now else 2)
+        for panel in panels:
+            number += 1
+            made = made.with_panel(_panel(panel, number, width))
+    return made.build()
+
+
+def _panel(panel: Panel, number: int, width: int) -> Any:
+    made: Any = stat.Panel() if panel.now else timeseries.Panel()
+    made = made.title(panel.title).description(panel.meaning)
+    made = (
+        made.unit(panel.unit).datasource(_SOURCE).span(width).height(_NOW_HEIGHT if panel.now else _HEIGHT).id(number)
+    )
+    made = made.links([dashboard.DashboardLink(title).url(url).target_blank(True) for title, url in ONWARD.items()])
+    if panel.stacked and not panel.now:
+        made = made.fill_opacity(25).stacking(StackingConfig().mode(StackingMode.NORMAL))
+    for letter, query in zip("ABCDEFGH", panel.queries, strict=False):
+        asked = prometheus.Dataquery().expr(query.expr).ref_id(letter)
+        if query.legend:
+            asked = asked.legend_format(query.legend)
+        made = made.with_target(asked.instant() if panel.now else asked.range())
+    return made
