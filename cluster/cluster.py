@@ -51,11 +51,25 @@ def cluster() -> ClusterSpec:
                 workers={"cpu": 4},
                 deadline_s=4 * 3600,
             ),
+            Job(
+                name="evaluate",
+                kind="evaluation",
+                command=("python", "jobs/evaluate.py"),
+                workers={"cpu": 2},
+                deadline_s=2 * 3600,
+            ),
+            Job(
+                name="night",
+                kind="night",
+                command=("python", "jobs/nightly.py", "--date", "{date}"),
+                workers={"cpu": 4},
+                deadline_s=5 * 3600,
+            ),
         ),
         schedules=(
             Schedule(
-                name="nightly-sweep",
-                job="first-sweep",
+                name="nightly",
+                job="night",
                 cron="15 2 * * *",
                 time_zone="Europe/Berlin",
                 start_deadline_s=4 * 3600,

@@ -60,7 +60,7 @@ def full(**changes: Any) -> ClusterSpec:
             Job(
                 name="night",
                 kind="night",
-                command=("python", "x.py", "a b"),
+                command=("python", "x.py", "--date", "{date}"),
                 workers={"cpu": 1},
                 deadline_s=600,
                 retries=1,

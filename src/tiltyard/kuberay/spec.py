@@ -18,6 +18,8 @@ from tiltyard.errors import SpecError
 
 RAYCLUSTER_NAME, RAYJOB_NAME, RAYCRON_NAME = 53, 47, 36
 """Longest names that KubeRay 1.7 takes (`facts`: ``validation.go``); a RayService has a RayJob's."""
+DATE = "{date}"
+"""In a job's command: its logical date, YYYY-MM-DD."""
 CRONJOB_NAME = 52
 """Kubernetes appends 11 characters to a CronJob's name."""
 
@@ -203,7 +205,7 @@ class Job(_Frozen):
     Args:
         name: Its name; a date and more are appended.
         kind: What sort of job.
-        command: What is run in the image's working directory.
+        command: What is run in the image's working directory; ``{date}`` stands for the logical date.
         workers: Name and number of workers of each group that it has; bounds where it scales.
         deadline_s: After so many seconds Kubernetes ends it, whatever the driver does: the backstop of its budget.
         start_deadline_s: It fails where no worker comes within this time (no GPU node, a quota).

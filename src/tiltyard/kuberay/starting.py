@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from tiltyard.errors import ClusterError, SpecError
 from tiltyard.kuberay.api import Api, ExistsError, Ref
-from tiltyard.kuberay.spec import RAYJOB_NAME
+from tiltyard.kuberay.spec import DATE, RAYJOB_NAME
 from tiltyard.kuberay.waiting import READY, WAITING, State, reasons, until
 
 LOGICAL_DATE = "tiltyard.logical_date"
@@ -52,14 +52,26 @@ def logical_date(tick: datetime, *, time_zone: str, per: str) -> str:
     return tick.astimezone(ZoneInfo(time_zone)).strftime("%Y%m%d" if per == "day" else "%Y%m%d-%H%M")
 
 
+def iso(date: str) -> str:
+    """A logical date as jobs take it.
+
+    >>> iso("20261125"), iso("20261125-0215")
+    ('2026-11-25', '2026-11-25T02:15')
+    """
+    day, _, minute = date.partition("-")
+    return f"{day[:4]}-{day[4:6]}-{day[6:]}" + (f"T{minute[:2]}:{minute[2:]}" if minute else "")
+
+
 def dated(template: Mapping[str, Any], date: str) -> dict[str, Any]:
-    """A RayJob of a logical date.
+    """A RayJob of a logical date: in its name, its labels, its metadata and, for ``{date}``, its command.
 
     Raises:
         SpecError: If the template is none, or the name has no room.
     """
     if template.get("kind") != "RayJob":
         raise SpecError(f"The template is a {template.get('kind')!r}; a RayJob is wanted.")
+    if not re.fullmatch(r"\d{8}(-\d{4})?", date):
+        raise SpecError(f"The date {date!r} is none. Wanted: YYYYMMDD, e.g. 20261125.")
     name = f"{template['metadata']['name']}-{date}"
     if len(name) > RAYJOB_NAME:
         raise SpecError(
@@ -67,6 +79,8 @@ def dated(template: Mapping[str, Any], date: str) -> dict[str, Any]:
         )
     labels = {**template["metadata"].get("labels", {}), "tiltyard.dev/logical-date": date}
     spec = {**template["spec"], "metadata": {**template["spec"].get("metadata", {}), LOGICAL_DATE: date}}
+    if "entrypoint" in spec:
+        spec["entrypoint"] = str(spec["entrypoint"]).replace(DATE, iso(date))
     return {**template, "metadata": {**template["metadata"], "name": name, "labels": labels}, "spec": spec}
 
 

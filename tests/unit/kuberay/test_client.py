@@ -388,7 +388,9 @@ def test_night_that_is_started_twice_is_one_job_and_both_tell_its_end(
     assert (first.succeeded, second.succeeded) == (good, good)
     assert said in second.state.text
     assert sum(o["kind"] == "RayJob" for o in server.objects.values()) == 1
-    assert server.objects[job_path(server, manifest)]["spec"]["metadata"][starting.LOGICAL_DATE] == "20261125"
+    there = server.objects[job_path(server, manifest)]["spec"]
+    assert there["metadata"][starting.LOGICAL_DATE] == "20261125"
+    assert there["entrypoint"] == "python x.py --date '2026-11-25'"
 
 
 def test_night_that_is_deleted_or_never_ends_is_an_error(server: kube_api.KubeApi, connect: Connect) -> None:
@@ -411,6 +413,8 @@ def test_logical_date_is_that_of_the_tick_in_its_time_zone() -> None:
     assert starting.scheduled_at("other-29401905", "nightly") is None
     with pytest.raises(SpecError, match="at most 47"):
         starting.dated({"kind": "RayJob", "metadata": {"name": "n" * 40}, "spec": {}}, "20261125")
+    with pytest.raises(SpecError, match="Wanted: YYYYMMDD"):
+        night("2026-11-25")
     with pytest.raises(SpecError, match="a RayJob is wanted"):
         starting.dated(cluster_manifest(), "20261125")
 

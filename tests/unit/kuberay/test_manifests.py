@@ -247,6 +247,12 @@ def test_night_is_a_cronjob_that_neither_overlaps_nor_stampedes_nor_reads_more_t
     assert template["spec"]["activeDeadlineSeconds"] == 600
 
 
+def test_raycronjob_has_no_place_holder_left_for_a_date() -> None:
+    spec = clusters.full(scheduler="raycronjob", features=frozenset({"RayCronJob"}))
+    job = clusters.find(clusters.objects(spec), "RayCronJob")["spec"]["jobTemplate"]
+    assert job["entrypoint"] == 'python x.py --date "$(date -u +%F)"'
+
+
 def test_jobs_have_deadlines_and_give_their_clusters_back() -> None:
     job = clusters.find(clusters.objects(), "RayJob", "sweep")["spec"]
     assert (job["activeDeadlineSeconds"], job["preRunningDeadlineSeconds"]) == (3600, 1800)

@@ -13,7 +13,7 @@ import yaml
 from tiltyard.kuberay.manifests.objects import Manifest, manifest
 from tiltyard.kuberay.manifests.pods import small_pod
 from tiltyard.kuberay.manifests.rayjob import rayjob
-from tiltyard.kuberay.spec import ClusterSpec, Job, Schedule
+from tiltyard.kuberay.spec import DATE, ClusterSpec, Job, Schedule
 
 JOB_FAILED = 3
 """Exit code of the waiting pod where the RayJob itself failed: trying again would only find the same."""
@@ -117,6 +117,9 @@ def _cronjob(spec: ClusterSpec, schedule: Schedule, job: Job) -> Manifest:
 
 
 def _raycronjob(spec: ClusterSpec, schedule: Schedule, job: Job) -> Manifest:
+    body = rayjob(spec, job)["spec"]
+    # Nobody fills the date in here: the day is that on which the driver starts, and a night made up for has the wrong one.
+    body["entrypoint"] = body["entrypoint"].replace(f"'{DATE}'", '"$(date -u +%F)"')
     return manifest(
         spec,
         api="ray.io/v1",
@@ -128,6 +131,6 @@ def _raycronjob(spec: ClusterSpec, schedule: Schedule, job: Job) -> Manifest:
             "schedule": schedule.cron,
             "timeZone": schedule.time_zone,
             "suspend": schedule.suspend,
-            "jobTemplate": rayjob(spec, job)["spec"],
+            "jobTemplate": body,
         },
     )
