@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 
+from tiltyard import cli
+from tiltyard.data.deletion import delete
 from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetSpec
@@ -193,7 +196,9 @@ def test_version_without_a_column_that_the_model_needs_is_recorded_as_such_once(
     assert evaluate(stage.settings, spec)[-1].outcome == "finished"
 
 
-def test_labels_that_come_late_are_joined_by_key_and_append_a_revision_each(stage: Stage, done: list[Done]) -> None:
+def test_labels_that_come_late_are_joined_by_key_and_append_a_revision_each(
+    stage: Stage, done: list[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     full = table(400, 9)
     stage.store.commit("inbox", full.drop_columns(["label"]), spec=DatasetSpec(key="id"))
     spec = replace(EVALUATION, dataset="inbox", rows="all", labels=("label",), models=("s.small@1", "s.small@2"))
@@ -225,35 +230,22 @@ def test_labels_that_come_late_are_joined_by_key_and_append_a_revision_each(stag
     assert after.scored.confusion == fold.done().confusion
     assert after.paired is not None
     assert after.paired.rows == 400
-
-
-def test_labels_on_the_command_line_revise_what_show_then_tells(
-    stage: Stage, done: list[Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import pyarrow.csv
-
-    from tiltyard import cli
-
-    full = table(120, 13)
-    stage.store.commit("by-hand", full.drop_columns(["label"]), spec=DatasetSpec(key="id"))
-    spec = replace(EVALUATION, dataset="by-hand", rows="all", labels=("label",), models=("s.small@1",))
-    evaluate(stage.settings, spec)
-    pyarrow.csv.write_csv(full.select(["id", "label"]), tmp_path / "labels.csv")
+    pyarrow.csv.write_csv(labels, tmp_path / "labels.csv")  # and the champion's, on the command line
     monkeypatch.setenv("TILTYARD_HOME", str(stage.settings.home))
     for args in (
-        ["evaluate", "labels", "s.small@1", "by-hand@1", str(tmp_path / "labels.csv")],
-        ["evaluate", "show", "s.small@1", "by-hand@1"],
+        ["evaluate", "labels", "s.small@1", "inbox@1", str(tmp_path / "labels.csv")],
+        ["evaluate", "show", "s.small@1", "inbox@1"],
         ["evaluate", "list", "s.small"],
     ):
         with pytest.raises(SystemExit) as left:
             cli.main(args)
         out, _ = capsys.readouterr()
         assert left.value.code in (0, None)
-        assert "by-hand@1" in out
+        assert "inbox@1" in out
         assert "accuracy" in out
     with Journal.open(stage.settings.journal_uri) as journal:
-        key = next(w.key for w in journal.works.find("evaluation") if w.about["dataset"] == "by-hand@1")
-        assert Evaluated.from_json(journal.works.results(key)[-1].result).scored.labelled == 120
+        found = Evaluated.from_json(journal.works.results(champion.pair.key)[-1].result)
+    assert found.scored.labelled == 400
 
 
 def test_new_champion_is_compared_with_what_was_evaluated_before_it(stage: Stage, done: list[Done]) -> None:
@@ -330,18 +322,17 @@ def test_rows_that_are_new_leave_out_those_that_the_model_was_trained_on(stage: 
     assert challenger.paired.rows == champion.scored.rows
 
 
-def test_version_that_was_deleted_is_left_out_and_its_successor_is_evaluated(stage: Stage, done: list[Done]) -> None:
-    from tiltyard.data.deletion import delete
-
+def test_version_that_was_deleted_is_left_out_of_the_plan_and_its_successor_is_in_it(
+    stage: Stage, done: list[Done]
+) -> None:
     stage.store.commit("gone", table(200, 31), spec=SPEC)
     stage.store.commit("gone", table(200, 32))
     delete(stage.store, "gone", [31_000_000], models={})
-    spec = replace(EVALUATION, dataset="gone", models=("s.small@1",), rows="all", slices=())
-    found = [d for d in evaluate(stage.settings, spec) if d.pair.version.name == "gone"]
-    versions = [v.version for v in stage.store.history("gone")]
-    assert [d.pair.version.version for d in found] == versions
-    assert 1 not in versions
-    assert all(d.outcome == "new" for d in found)
+    spec = replace(EVALUATION, dataset="gone", models=("s.small@1",), slices=())
+    _, groups = plan(spec, stage.store, stage.registry)
+    planned = [p.version.version for group in groups for p in group if p.version.name == "gone"]
+    assert planned == [v.version for v in stage.store.history("gone")]
+    assert 1 not in planned
 
 
 def test_claim_that_another_process_holds_is_left_to_it(stage: Stage, done: list[Done]) -> None:

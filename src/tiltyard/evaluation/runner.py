@@ -325,9 +325,13 @@ class _Runner:
     _app: str = ""
     _handle: Any = None
     _served: tuple[str, ...] = ()
+    _wanted: tuple[str, ...] = ()
 
     def run(self, groups: list[list[Pair]]) -> list[Done]:
         done: list[Done] = []
+        works = {p.key: self.journal.works.get(p.key) for group in groups for p in group}
+        open_pairs = [p for group in groups for p in group if (w := works[p.key]) is None or w.state != "finished"]
+        self._wanted = tuple(dict.fromkeys(str(p.address) for p in open_pairs))
         try:
             for group in groups:
                 done += self._group(group)
@@ -563,14 +567,15 @@ class _Runner:
     # -- the stream -------------------------------------------------------------------------------------------------------
 
     def _serve(self, names: Sequence[str], claim: WorkClaim) -> Any:
-        """The handle of an application that serves these versions; deployed once for a run where they stay the same."""
-        if self._served == tuple(names):
+        """The handle of an application that serves these versions: one for the run, with every model that it will need."""
+        if self._handle is not None and set(names) <= set(self._served):
             return self._handle
-        self._started = connect() or self._started
         self._unserve()
+        self._started = connect() or self._started
         self._app = f"evaluate-{claim.key[:12]}"  # a killed process's is replaced by who takes its work over
-        self._handle = deploy(evaluation_app(list(names), self.settings), name=self._app)
-        self._served = tuple(names)
+        served = tuple(dict.fromkeys([*self._wanted, *names]))
+        self._handle = deploy(evaluation_app(list(served), self.settings), name=self._app)
+        self._served = served
         return self._handle
 
     def _stream(self, version: DatasetVersion, seats: list[_Seat]) -> None:
