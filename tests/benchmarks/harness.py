@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -75,20 +77,21 @@ def row(figure: Figure) -> str:
 
 
 def main(only: str = "") -> int:
-    """Runs, prints as it goes, and writes what was measured even where a benchmark failed."""
+    """Runs each benchmark in a process of its own, prints as it goes, and writes what was measured even where one failed.
+
+    A process of its own: Ray keeps the token of the home folder it met first, and what one benchmark leaves in memory is
+    no business of the next.
+    """
     figures: list[Figure] = []
     failed = 0
     print(f"{'figure':36} {'value':>12} {'unit':10} {'against':44} {'its value':>12} {'ratio':>9}", flush=True)
-    for name, bench in load(only):
-        try:
-            for figure in bench():
-                figures.append(figure)
-                print(row(figure), flush=True)
-                if figure.note:
-                    print(f"    {figure.note}", flush=True)
-        except Exception:
-            failed += 1
-            print(f"{name} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="ty-bench-") as folder:
+        for name, _ in load(only):
+            told = Path(folder) / f"{name}.jsonl"
+            done = subprocess.run([sys.executable, __file__, "--alone", name, str(told)], check=False)
+            failed += done.returncode != 0
+            lines = told.read_text().splitlines() if told.exists() else []
+            figures += [Figure(**json.loads(line)) for line in lines]
     OUT.parent.mkdir(exist_ok=True)
     kept: dict[str, dict[str, object]] = {}
     if only and OUT.exists():
@@ -99,6 +102,24 @@ def main(only: str = "") -> int:
     return 1 if failed else 0
 
 
+def alone(wanted: str, told: Path) -> int:
+    """Runs one benchmark here; its figures go to ``told``, a line each, as they come."""
+    (bench,) = [bench for name, bench in load(wanted) if name == wanted]
+    try:
+        for figure in bench():
+            print(row(figure), flush=True)
+            if figure.note:
+                print(f"    {figure.note}", flush=True)
+            with told.open("a") as file:
+                file.write(json.dumps(asdict(figure)) + "\n")
+    except Exception:
+        print(f"{wanted} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
     sys.modules["harness"] = sys.modules["__main__"]
+    if sys.argv[1:2] == ["--alone"]:
+        raise SystemExit(alone(sys.argv[2], Path(sys.argv[3])))
     raise SystemExit(main(sys.argv[1] if len(sys.argv) > 1 else ""))
