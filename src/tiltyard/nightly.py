@@ -57,6 +57,7 @@ class Night:
         dataset: Whose newest version is looked at.
         job: Path of the job file whose winner becomes candidate; empty where nothing is trained.
         cpu_hours: The most that a night's sweep may use.
+        metric: What models are chosen by; None for the metric that the champion was registered with.
         rows: As in `Evaluation`; ``test`` rows are the ones that neither model has trained on.
         policy: What else is to happen on the evidence.
         gate: What a candidate must show.
@@ -67,6 +68,7 @@ class Night:
     dataset: str
     job: str = ""
     cpu_hours: float = 1.0
+    metric: str | None = None
     rows: str = "test"
     policy: Policy | None = None
     gate: Gate = dataclasses.field(default_factory=Gate)
@@ -428,7 +430,7 @@ def _trained(settings: Settings, journal: Journal, night: Night, engines: Engine
 def _evaluated(settings: Settings, journal: Journal, night: Night, engines: Engines) -> str:
     candidate = _candidate(settings, journal, night)
     models = (night.model, *((f"{night.model}@{candidate}",) if candidate is not None else ()))
-    spec = Evaluation(dataset=night.dataset, models=models, rows=night.rows, versions="latest")
+    spec = Evaluation(dataset=night.dataset, models=models, rows=night.rows, metric=night.metric, versions="latest")
     found = engines.evaluate(settings, spec)
     told = [
         f"{d.pair.address} on {d.pair.version.ref}: "

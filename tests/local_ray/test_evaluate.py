@@ -322,6 +322,13 @@ def test_rows_that_are_new_leave_out_those_that_the_model_was_trained_on(stage: 
     assert challenger.paired.rows == champion.scored.rows
 
 
+def test_plan_of_an_alias_and_a_number_that_mean_the_same_version_has_it_once(stage: Stage, done: list[Done]) -> None:
+    spec = replace(EVALUATION, models=("s.small@champion", "s.small@1"))
+    champion, groups = plan(spec, stage.store, stage.registry)
+    assert champion.version == 1
+    assert [len(g) for g in groups] == [1, 1, 1]
+
+
 def test_version_that_was_deleted_is_left_out_of_the_plan_and_its_successor_is_in_it(
     stage: Stage, done: list[Done]
 ) -> None:

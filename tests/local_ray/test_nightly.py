@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from tiltyard import actions
@@ -14,12 +12,13 @@ from tiltyard.data.versions import DatasetSpec
 from tiltyard.journal import Journal
 from tiltyard.nightly import Night, run_night
 from tiltyard.registry.mlflow_registry import ModelRegistry
-from tiltyard.run import run_file
 from tiltyard.settings import Settings
+from tiltyard.testing.bundles import small_bundle, small_table
 from tiltyard.types import Task
 
 pytestmark = pytest.mark.ray
 
+MODEL = "night-sweep.small"
 JOB = """
 from tiltyard import Champion, DatasetRef, Experiment, Halving, Objective, Search, Variant, loguniform
 
@@ -34,20 +33,13 @@ def experiment():
                 space={"lr": loguniform(1e-3, 1e-1)},
             ),
         ),
-        datasets=(DatasetRef("rows"),),
+        datasets=(DatasetRef("small"),),
         objective=Objective(metric="accuracy"),
         search=Search(trials=4, halving=Halving(rungs=(1, 2), keep=0.5), finalists=1),
         champion=Champion(serve=False),
         seed=0,
     )
 """
-
-
-def rows(count: int, seed: int) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, 4)).astype(np.float32)
-    label = np.array(["no", "yes"])[(x[:, 0] + 0.3 * rng.normal(size=count) > 0).astype(int)]
-    return pa.table({**{f"x{i}": x[:, i] for i in range(4)}, "label": label})
 
 
 def test_night_with_a_new_version_makes_a_candidate_and_compares_it_with_the_champion(
@@ -58,21 +50,22 @@ def test_night_with_a_new_version_makes_a_candidate_and_compares_it_with_the_cha
     job.write_text(JOB)
     settings = Settings.from_env()
     store, registry = DatasetStore(settings.data_uri), ModelRegistry(settings)
-    store.commit("rows", rows(600, 1), spec=DatasetSpec(task=Task.BINARY, label="label"))
-    assert run_file(job) == 0
-    night = Night(name="rows", model="night-sweep.rows", dataset="rows", job=str(job), cpu_hours=0.5)
-    store.commit("rows", pa.concat_tables([rows(600, 1), rows(600, 2)]))
+    registry.register(MODEL, small_bundle(tmp_path / "bundle").folder)  # of version 1 of dataset small
+    registry.promote(MODEL, 1)
+    spec = DatasetSpec(task=Task.MULTICLASS, label="label")
+    store.commit("small", small_table(Task.MULTICLASS, rows=400, seed=1), spec=spec)
+    store.commit("small", small_table(Task.MULTICLASS, rows=900, seed=2))
+    night = Night(name="small", model=MODEL, dataset="small", job=str(job), cpu_hours=0.5, metric="accuracy")
     first = run_night(settings, night, date="2026-11-20")
     assert (first.outcome, first.version) == ("waiting", 2), first.steps
-    assert registry.get("night-sweep.rows", alias="champion").version == 1
-    candidate = registry.get("night-sweep.rows", alias="candidate")
+    assert registry.get(MODEL, alias="champion").version == 1
+    candidate = registry.get(MODEL, alias="candidate")
     assert (candidate.version, candidate.lineage.dataset_version) == (2, 2)
     with Journal.open(settings.journal_uri) as journal:
-        found = actions.results(journal, "night-sweep.rows")
-        looks = actions.looks(night.gate, found, champion="night-sweep.rows@1", challenger="night-sweep.rows@2")
-        assert [look.on for look in looks] == ["rows@2"]
-        assert looks[0].paired.rows == store.resolve("rows@2").split_rows["test"]
-        verdicts = journal.decisions(kind="gate", subject="night-sweep.rows")
+        found = actions.results(journal, MODEL)
+        looks = actions.looks(night.gate, found, champion=f"{MODEL}@1", challenger=f"{MODEL}@2")
+        verdicts = journal.decisions(kind="gate", subject=MODEL)
+    assert [look.on for look in looks] == ["small@2"]
+    assert looks[0].paired.rows == store.resolve("small@2").split_rows["test"]
     assert verdicts[-1].evidence["rows"] == looks[0].paired.rows
-    again = run_night(settings, night, date="2026-11-21")
-    assert again.outcome == "nothing changed"
+    assert run_night(settings, night, date="2026-11-21").outcome == "nothing changed"

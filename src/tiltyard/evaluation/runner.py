@@ -176,7 +176,8 @@ def plan(spec: Evaluation, store: DatasetStore, registry: ModelRegistry) -> tupl
     Raises:
         TiltyardError: If there is no such model or dataset.
     """
-    models = [registry.at(ModelAddress.parse(m)) for m in spec.models]
+    found = [registry.at(ModelAddress.parse(m)) for m in spec.models]
+    models = list({(m.name, m.version): m for m in found}.values())  # an alias and a number may mean the same one
     versions = [v for v in store.history(spec.dataset) if not v.beside and not _is_deleted(store, v)]
     if spec.versions == "latest":
         versions = versions[-1:]
