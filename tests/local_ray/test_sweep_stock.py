@@ -99,7 +99,7 @@ def test_sweep_of_a_trainable_under_pbt_says_what_it_changed(settings: Settings,
     assert outcome.leaderboard.order_dependent == ("steps",)
     rows = {r.name: r for r in outcome.leaderboard.tables["rings"]}
     slow, quick = rows["steps@rings/000"], rows["steps@rings/001"]
-    assert {(r.state, r.epoch) for r in (slow, quick)} == {("done", 4)}
+    assert {(r.state, r.epoch) for r in (slow, quick)} == {("done", 4)}, [r.reason for r in (slow, quick)]
     assert slow.validation is not None
     assert slow.validation > 4 * 0.001
     assert slow.reason is not None

@@ -156,6 +156,22 @@ def test_report_that_is_none_ends_its_trial_with_the_reason_and_the_whole_length
     assert journal.spend(sweep.claim.key).by_what["tune trials"] >= 0
 
 
+def test_trial_that_pbt_gave_the_configuration_of_another_stays_itself_and_says_what_changed(
+    journal: Journal, tmp_path: Path
+) -> None:
+    sweep = Sweep(journal, tmp_path)
+    for index in (0, 1):
+        assert not sweep.report(index, 1, 0.5)
+    sweep.tune_trials[0].config = {**sweep.tune_trials[1].config, "height": 0.125}
+    for trial in sweep.tune_trials[:2]:
+        sweep.conductor.start(trial)
+    for index in (0, 1):
+        assert sweep.report(index, 4, 0.5 + index / 4)
+        sweep.conductor.end(sweep.tune_trials[index])
+    assert sweep.states()[:2] == [("done", 4, "asha changed height to 0.125"), ("done", 4, None)]
+    assert [sweep.machine.state_of(c).score for c in sweep.cells[:2]] == [0.5, 0.75]
+
+
 def test_trials_that_a_stop_of_the_sweep_leaves_behind_go_on_another_time(journal: Journal, tmp_path: Path) -> None:
     sweep = Sweep(journal, tmp_path)
     sweep.report(0, 1, 0.5)

@@ -97,6 +97,11 @@ class _Conductor:
         self._by_scheduler: set[str] = set()
         self._ended: set[str] = set()
         self._tune_trials: dict[str, Any] = {}
+        self._cells: dict[str, str] = {}
+
+    def cell_of(self, tune_trial: Any) -> str:
+        """The cell of Ray Tune's trial, as it was when it was added: PBT copies the whole configuration of another."""
+        return self._cells.setdefault(tune_trial.trial_id, str(tune_trial.config[TRIAL]))
 
     def of(self, trial_id: str) -> Any:
         """Ray Tune's trial with an id."""
@@ -106,7 +111,7 @@ class _Conductor:
 
     def start(self, tune_trial: Any) -> None:
         """A trial begins, or goes on after PBT paused it."""
-        cell = _cell(tune_trial)
+        cell = self.cell_of(tune_trial)
         if cell in self.running or cell in self._ended:
             return
         pack_id = self._pack_id(cell)
@@ -134,7 +139,7 @@ class _Conductor:
 
     def report(self, tune_trial: Any, result: Mapping[str, Any]) -> bool:
         """Takes a report in; True where the trial is to end with it."""
-        cell, epoch = _cell(tune_trial), result.get("training_iteration", 0)
+        cell, epoch = self.cell_of(tune_trial), result.get("training_iteration", 0)
         metrics = self.driver.experiment.objective.metrics
         told = {name: result[name] for name in (*metrics, "train_loss") if name in result}
         if result.get("done") and not told:  # Ray Tune's own word at the end of a function
@@ -149,18 +154,18 @@ class _Conductor:
 
     def scheduler_said_stop(self, tune_trial: Any) -> None:
         """The stock scheduler has stopped this trial."""
-        self._by_scheduler.add(_cell(tune_trial))
+        self._by_scheduler.add(self.cell_of(tune_trial))
 
     def is_wrong(self, tune_trial: Any) -> bool:
         """Its last report was none."""
-        return _cell(tune_trial) in self._wrong
+        return self.cell_of(tune_trial) in self._wrong
 
     def turn(self, tune_trials: list[Any]) -> None:
         """At each turn of Ray Tune's loop: obeys, and ends trials that hear nothing."""
         self.driver.tick()
         limit = self.driver.experiment.budget.trial_s
         for tune_trial in tune_trials:
-            cell = _cell(tune_trial)
+            cell = self.cell_of(tune_trial)
             if cell not in self.running:
                 continue
             if limit is not None and time.time() - self.running[cell][1] > limit:
@@ -171,7 +176,7 @@ class _Conductor:
 
     def end(self, tune_trial: Any, error: str | None = None) -> None:
         """A trial has ended: its curve to storage, then its completion to the journal, then how it stands."""
-        cell = _cell(tune_trial)
+        cell = self.cell_of(tune_trial)
         if cell in self._ended or cell not in self.running:
             return
         attempt, since = self.running.pop(cell)
@@ -308,8 +313,9 @@ class _Guarded(Led):
     _conductor: Any
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Notes the controller, for ending trials that hear nothing."""
+        """Notes the controller, for ending trials that hear nothing, and whose trial it is."""
         self._conductor.controller = tune_controller
+        self._conductor.cell_of(trial)
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -493,10 +499,6 @@ def _own(
 
 def _never() -> None:
     return None
-
-
-def _cell(tune_trial: Any) -> str:
-    return str(tune_trial.config[TRIAL])
 
 
 def _why(tune_trial: Any) -> str:
