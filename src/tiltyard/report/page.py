@@ -289,9 +289,7 @@ def _details(f: Findings) -> list[dict[str, Any]]:
     for dataset, table in f.board.tables.items():
         known = [(row, f.details[row.cell]) for row in table if row.cell in f.details]
         lines = [
-            (row.name, i, [(confidence, right, rows) for rows, confidence, right in d["calibration"]])
-            for i, (row, d) in enumerate(known)
-            if d["calibration"]
+            (row.name, i, calibration_bins(d["calibration"])) for i, (row, d) in enumerate(known) if d["calibration"]
         ]
         errors = ", ".join(f"{row.name} {d['calibration_error']:.3f}" for row, d in known if d["calibration"])
         confusions = [_confusion(row.name, d) for row, d in known if 1 < len(d["confusion"]) <= MOST_CLASSES]
@@ -303,9 +301,36 @@ def _details(f: Findings) -> list[dict[str, Any]]:
                     "caption": f"Calibration on the test rows. Mean distance from the dotted line: {errors}.",
                     "alt": f"Calibration of {len(lines)} finalists on {dataset}; mean distance from being calibrated: {errors}.",
                     "confusions": confusions,
+                    "wide": any(len(c["classes"]) > 5 for c in confusions),
                 }
             )
     return found
+
+
+def calibration_bins(bins: Sequence[Sequence[float]]) -> list[tuple[float, float, int]]:
+    """Neighbouring bins put together until each has a tenth of the rows: a bin of three rows says nothing.
+
+    Args:
+        bins: Rows, mean confidence, share that was right; rising in confidence.
+
+    Returns:
+        Mean confidence, share that was right, rows.
+
+    >>> calibration_bins([(1, 0.1, 0.0), (9, 0.3, 0.4), (90, 0.9, 0.9)])
+    [(0.28, 0.36, 10), (0.9, 0.9, 90)]
+    """
+    least = sum(rows for rows, _, _ in bins) / 10
+    merged: list[list[float]] = []
+    for rows, confidence, right in bins:
+        part = [rows, rows * confidence, rows * right]
+        if merged and merged[-1][0] < least:
+            merged[-1] = [a + b for a, b in zip(merged[-1], part, strict=True)]
+        else:
+            merged.append(part)
+    if len(merged) > 1 and merged[-1][0] < least:
+        last = merged.pop()
+        merged[-1] = [a + b for a, b in zip(merged[-1], last, strict=True)]
+    return [(round(c / n, 6), round(r / n, 6), int(n)) for n, c, r in merged]
 
 
 def _confusion(name: str, detail: Mapping[str, Any]) -> dict[str, Any]:
