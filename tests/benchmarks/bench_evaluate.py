@@ -18,7 +18,7 @@ import psutil
 import pyarrow as pa
 from harness import Benchmark, Figure, median_seconds
 
-ROWS, MANY_ROWS = 1_000_000, 10_000_000
+ROWS, MANY_ROWS = 4_000_000, 10_000_000
 BOUND_GIB = 4.0
 """All processes of an evaluation together, Ray's object store included, whatever the number of rows."""
 
@@ -96,7 +96,7 @@ def _evaluate(rows: int, *, forward: bool) -> tuple[float, float, float]:
         bare = 0.0
         if forward:
             opened = read_bundle(bundle)
-            x = opened.preprocessor.transform(store.read("numbers@2", limit=rows // 2))
+            x = opened.preprocessor.transform(store.read("numbers@2", limit=500_000))
             bare = median_seconds(lambda: opened.predict_matrix(x), runs=3) * rows / len(x)
         return result.seconds, bare, peak.gib
 

@@ -14,27 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray.data
+import ray
 
-from tiltyard.data import parquet, rows
+from tiltyard.data import rows
 from tiltyard.data.places import Place
 from tiltyard.data.profile import ColumnProfile
 from tiltyard.data.store import DatasetStore
-from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry
+from tiltyard.data.versions import SPLITS, DatasetVersion
 from tiltyard.errors import DataError, DatasetNotFoundError, SpecError, TiltyardError
 from tiltyard.evaluation.folding import Evaluated, Folding
 from tiltyard.evaluation.kept import Joined, Keeper, Kept
 from tiltyard.evaluation.late import compare_anew
 from tiltyard.evaluation.mlflow_log import metrics_of, params_of, text_of
+from tiltyard.evaluation.reading import batches, blocks
 from tiltyard.evaluation.scores import Scored
 from tiltyard.evaluation.spec import Evaluation, work_key
 from tiltyard.journal import Journal, Owner, WorkClaim
@@ -216,59 +216,6 @@ def _is_deleted(store: DatasetStore, version: DatasetVersion) -> bool:
     return False
 
 
-class _Source(ray.data.Datasource):
-    """Ray Data's source over raw rows of a version: a read task a file, a block a row group."""
-
-    def __init__(self, root: Place, files: Sequence[FileEntry], columns: Sequence[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._root, self._files, self._columns = root, list(files), [*columns, rows.ROW]
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Bytes of all blocks, about."""
-        return sum(f.num_rows for f in self._files) * 8 * len(self._columns)
-
-    def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
-        """One task per file; the parallelism asked for is not followed, files are of the right size already."""
-        root, columns = self._root, self._columns
-
-        def task(file: FileEntry) -> Any:
-            meta = ray.data.block.BlockMetadata(
-                num_rows=file.num_rows,
-                size_bytes=file.num_rows * 8 * len(columns),
-                input_files=(file.path,),
-                exec_stats=None,
-            )
-            return ray.data.ReadTask(lambda: _row_groups(root / file.path, columns), meta)
-
-        return [task(f) for f in self._files]
-
-
-def _row_groups(where: Place, columns: Sequence[str]) -> Iterator[pa.Table]:
-    for number in range(len(parquet.file_hash_ranges(where))):
-        yield parquet.read_file(where, columns, [number])
-
-
-def _blocks(root: Place, files: Sequence[FileEntry], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Row groups in the order of the files; reading holds no CPU slot, so that it cannot starve the replicas."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
-        context = ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        context.execution_options.preserve_order = True
-        with ray.data.DataContext.current(context):
-            dataset = ray.data.read_datasource(
-                _Source(root, files, columns),
-                ray_remote_args={"num_cpus": 0},
-                concurrency=min(2, len(files)),
-                override_num_blocks=len(files),  # one task a file, whose blocks are not split further
-            )
-            bundles = dataset.iter_internal_ref_bundles()
-    for bundle in bundles:
-        for ref in bundle.block_refs:
-            yield ray.get(ref)
-
-
 def _unseen(table: pa.Table, seen: npt.NDArray[np.int64]) -> pa.Table:
     """Rows whose hash is none of these, which ascend."""
     if not len(seen):
@@ -276,24 +223,6 @@ def _unseen(table: pa.Table, seen: npt.NDArray[np.int64]) -> pa.Table:
     hashes = table[rows.ROW].to_numpy()
     places = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)
     return table.filter(pa.array(seen[places] != hashes))
-
-
-def batches(blocks: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in the same order, in tables of ``size`` rows and a last one of fewer."""
-    held: list[pa.Table] = []
-    count = 0
-    for block in blocks:
-        held.append(block)
-        count += block.num_rows
-        if count < size:
-            continue
-        table = pa.concat_tables(held)
-        whole = count - count % size
-        for start in range(0, whole, size):
-            yield table.slice(start, size).combine_chunks()
-        held, count = [table.slice(whole)], count - whole
-    if count:
-        yield pa.concat_tables(held).combine_chunks()
 
 
 @dataclass(slots=True)
@@ -625,8 +554,8 @@ class _Runner:
             )
         seen = self._trained_rows(seats) if which == "new" else None
         root = Place.of(version.uri, self.store.storage_options)
-        blocks = _blocks(root, files, columns)
-        yield from batches(blocks if seen is None else (_unseen(b, seen) for b in blocks), self.spec.batch_rows)
+        found = blocks(root, files, columns)
+        yield from batches(found if seen is None else (_unseen(b, seen) for b in found), self.spec.batch_rows)
 
     def _trained_rows(self, seats: Sequence[_Seat]) -> npt.NDArray[np.int64]:
         """Hashes of the rows that any of the models was trained on, ascending."""
