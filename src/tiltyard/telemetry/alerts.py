@@ -86,7 +86,7 @@ ALERTS = (
         severity="warning",
         summary="{{ $labels.experiment }} has finished no epoch for half an hour",
         meaning="Packs wait for devices or a budget, or one rung takes longer than half an hour.",
-        action="Look at the sweep's board: packs that train, and at tiltyard budget and the cluster's free CPUs and GPUs.",
+        action="Look at the sweep's board: packs that train, the budget (tiltyard budget show), the cluster's free CPUs and GPUs.",
     ),
     Alert(
         name="TiltyardTrialsFailing",
