@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from tiltyard.registry.version import ModelVersion
     from tiltyard.serving.comparison import Comparison
 
-app = typer.Typer(
-    help="List registered models; show, compare, promote or roll one back.", invoke_without_command=True
-)
+app = typer.Typer(help="List registered models; show, compare, promote or roll one back.", invoke_without_command=True)
 
 JSON = typer.Option(False, "--json", help="Print it as JSON.")
 REASON = typer.Option("", help="Why, for the record of decisions.")
