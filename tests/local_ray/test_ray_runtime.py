@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import ray
 
-from tiltyard.sweep.engine.ray_runtime import probe
+from tiltyard.ray_address import probe
 
 pytestmark = pytest.mark.ray
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tiltyard import cli
-from tiltyard.cli.data import parse_check, size
+from tiltyard.cli.data import parse_check
+from tiltyard.cli.tables import size
 from tiltyard.data import Check, DatasetSpec
 from tiltyard.data.store import DatasetStore
 from tiltyard.errors import SpecError
