@@ -1,0 +1,205 @@
+"""Every query of the boards and the rules, asked of a real Prometheus that scrapes the session's Ray while a sweep runs.
+
+Models are not served here (`test_serving.py` scrapes a real application): the meter that an application's front counts with is
+driven from this process, so its series come through Ray's exporter as they would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import sweeps
+import yaml
+
+from tiltyard.experiment import Budget
+from tiltyard.journal import Journal
+from tiltyard.serving.comparison import BOUNDS_S, Comparison, Pair
+from tiltyard.serving.meters import Meters
+from tiltyard.serving.traffic import Split
+from tiltyard.settings import Settings
+from tiltyard.sweep.engine.launch import Silent
+from tiltyard.telemetry.alerts import ALERTS, RECORDED
+from tiltyard.telemetry.boards import BOARDS
+from tiltyard.telemetry.sweeps import exporting
+
+pytestmark = [pytest.mark.ray, pytest.mark.prometheus, pytest.mark.slow]
+RULES = Path(__file__).parents[2] / "dashboards" / "rules.yaml"
+WAIT_S = 120
+NOT_HERE = {
+    "ray_serve_deployment_replica_healthy": "no application is served in this test",
+    "ray_node_gpus_utilization": "no GPU",
+    "ray_node_gram_used": "no GPU",
+}
+"""Series that this machine cannot have, and why."""
+VALUES = {"$__rate_interval": "30s", "$cluster": ".*", "$team": ".*", "$experiment": ".*", "$model": ".*"}
+
+
+class Prometheus:
+    """A running server."""
+
+    def __init__(self, port: int) -> None:
+        self._root = f"http://127.0.0.1:{port}/api/v1"
+
+    def get(self, path: str, **values: str) -> Any:
+        with urllib.request.urlopen(f"{self._root}/{path}?{urllib.parse.urlencode(values)}", timeout=30) as answer:
+            told = json.load(answer)
+        assert told["status"] == "success", told
+        return told["data"]
+
+    def ask(self, expr: str) -> list[Any]:
+        for name, value in VALUES.items():
+            expr = expr.replace(name, value)
+        found: list[Any] = self.get("query", query=expr)["result"]
+        return found
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def prometheus(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    import ray
+
+    program = shutil.which("prometheus")
+    if program is None:
+        missing = "Debian's prometheus is not installed: apt-get install prometheus"
+        if os.environ.get("TILTYARD_PARTS_REQUIRED") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    folder, port = tmp_path_factory.mktemp("prometheus"), _free_port()
+    target = f"127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}"  # type: ignore[no-untyped-call]
+    config = {
+        "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
+        "rule_files": [str(folder / "rules.yaml")],
+        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": [target]}]}],
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "rules.yaml").write_text(RULES.read_text().replace("interval: 30s", "interval: 2s"))
+    options = [f"--config.file={folder}/config.yaml", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program, *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+    found = Prometheus(port)
+    try:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                found.get("query", query="vector(1)")
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail(f"Prometheus did not start: {(folder / 'log').read_text()[-2000:]}")
+                time.sleep(0.1)
+        yield found
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _count(meters: Meters) -> None:
+    """What the front of an application counts in a moment: answers, a failure, a comparison, its gauges."""
+    meters.request("m", 200, 0.004, 3)
+    meters.request("m", 500, 0.004, 0)
+    meters.batch("m", 6)
+    meters.state(cast(Any, SimpleNamespace(served_as="m", version=2, problem=None)), 1)
+    meters.split("m", Split.parse("m@3:0.5", "shadow"))
+    buckets = (0, 0, 0, 1, *([0] * (len(BOUNDS_S) - 3)))  # one of the buckets, and one beyond all
+    meters.comparison(
+        Comparison(
+            pair=Pair(
+                model="m",
+                mode="shadow",
+                champion_version=2,
+                champion_digest="a",
+                challenger_version=3,
+                challenger_digest="b",
+            ),
+            requests=1,
+            rows=4,
+            agreed=3,
+            values=8,
+            difference_sum=0.4,
+            champion_seconds=buckets,
+            challenger_seconds=buckets,
+        )
+    )
+
+
+def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_runs(
+    prometheus: Prometheus, tmp_path: Path
+) -> None:
+    import ray.data
+
+    gate, settings = (
+        tmp_path / "gate",
+        sweeps.settings_at(tmp_path / "home", sweeps.commit_small_datasets(tmp_path / "data")),
+    )
+    gate.touch()
+    with Journal.open(_ready(settings).journal_uri) as journal:
+        journal.budgets.set("vision", limit_cpu_s=36_000, limit_gpu_s=None)
+    wanted = sweeps.gated(gate, steps=5, budget=Budget(team="vision"))  # past the first rung, into the second
+    meters, over = Meters(), threading.Event()
+
+    def sweep() -> None:
+        with exporting(settings, wanted, Silent()) as watch:
+            sweeps.run_launch(settings, wanted, watch)
+
+    def live() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own: a thread's first context sets fields that Ray calls deprecated
+            ray.data.DataContext.get_current()
+        while not over.wait(1.0):
+            _count(meters)
+            for _ in ray.data.range(2000, override_num_blocks=2).iter_batches(batch_size=500):
+                time.sleep(0.02)
+
+    missing = {q.expr: p.title for b in BOARDS for p in b.panels for q in p.queries} | dict.fromkeys(
+        RECORDED, "recorded"
+    )
+    missing = {e: title for e, title in missing.items() if not any(name in e for name in NOT_HERE)}
+    try:
+        with sweeps.meanwhile(sweep), sweeps.meanwhile(live):
+            try:
+                deadline = time.monotonic() + WAIT_S
+                while missing and time.monotonic() < deadline:
+                    missing = {e: title for e, title in missing.items() if not prometheus.ask(e)}
+                    time.sleep(1.0)
+                trials = prometheus.ask('sum(ray_tiltyard_sweep_trials{experiment="gated",team="vision"})')
+                limit = prometheus.ask('max(ray_tiltyard_budget_seconds{team="vision",resource="cpu",kind="limit"})')
+                errors = prometheus.ask("tiltyard:serving_errors:ratio_rate5m")
+            finally:
+                over.set()
+                gate.unlink()
+    finally:
+        over.set()
+    assert not missing, f"no data within {WAIT_S} s: {missing}"
+    assert float(trials[0]["value"][1]) == 4
+    assert float(limit[0]["value"][1]) == 36_000
+    assert float(errors[0]["value"][1]) == pytest.approx(0.5, abs=0.05)
+    rules = [r for g in prometheus.get("rules")["groups"] for r in g["rules"]]
+    assert {r["name"] for r in rules} == {a.name for a in ALERTS} | set(RECORDED)
+    assert {r["name"]: r["lastError"] for r in rules if r["health"] != "ok" and r.get("lastError")} == {}
+    firing = {r["name"] for r in rules if r.get("state") == "firing"}
+    assert firing <= {"TiltyardServeErrorsFast", "TiltyardDiskFilling"}, firing
+
+
+def _ready(settings: Settings) -> Settings:
+    settings.ensure_home()
+    return settings
