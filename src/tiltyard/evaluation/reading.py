@@ -17,6 +17,10 @@ from tiltyard.data import parquet, rows
 from tiltyard.data.places import Place
 from tiltyard.data.versions import FileEntry
 
+BLOCK_BYTES = 16 << 20
+"""About a request's worth. Ray Data's own 128 MiB fill a small object store, and requests then wait for it (measured: half the
+rows a second)."""
+
 
 class _Source(ray.data.Datasource):
     """Ray Data's source over raw rows of a version: a read task a file, a block a row group."""
@@ -58,6 +62,7 @@ def blocks(root: Place, files: Sequence[FileEntry], columns: Sequence[str]) -> I
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         context.execution_options.preserve_order = True
+        context.target_max_block_size = BLOCK_BYTES
         with ray.data.DataContext.current(context):
             dataset = ray.data.read_datasource(
                 _Source(root, files, columns),
