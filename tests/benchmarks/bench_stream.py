@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from harness import Benchmark, Figure
 
 ROWS, COLUMNS, BATCH = 2_000_000, 40, 4_096
-LARGE_ROWS = 4_400_000
+LARGE_ROWS = 7_200_000
 """More than four times the memory that its stream is allowed."""
 RUNS, COLD_RUNS = 4, 2
 

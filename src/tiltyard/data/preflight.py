@@ -23,8 +23,9 @@ AHEAD = 16
 """Windows that may lie in the object store for one stream: read but not consumed, being read, and in the consumer's hands."""
 LEAST_AHEAD = READERS + 2
 """Below this the readers would take turns; a plan that has no room for so many is refused."""
-HEAP_WINDOWS = 5
-"""Windows' worth of heap that a reader needs: columns as read, the matrix, its shuffled copy, the block, and slack."""
+HEAP_WINDOWS = 9
+"""Windows' worth of heap that a reader needs: columns as read, the matrix, its shuffled copy, the block, and what the C
+library keeps of those before (measured: 6 to 8.6)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ class KeptReader(Reader):
             return super().__call__(asked)
         finally:
             self._asked = time.monotonic()
+            pa.default_memory_pool().release_unused()  # what it keeps would be held by every reader, beyond its plan
 
     def _watch(self) -> None:
         while time.monotonic() - self._asked < IDLE_S:
