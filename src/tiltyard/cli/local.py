@@ -53,7 +53,9 @@ def status(
     experiment: str | None = typer.Argument(None, help="With --watch: an experiment or a key; the newest launch."),
     watch: bool = typer.Option(False, "--watch", help="Follow a sweep instead, wherever it runs, until it ends."),
     every: float = typer.Option(1.0, min=0.1, help="With --watch: seconds between looks at the record."),
-    cluster: str | None = typer.Option(None, "--cluster", help="With --watch: a job of that cluster; no journal is needed."),
+    cluster: str | None = typer.Option(
+        None, "--cluster", help="With --watch: a job of that cluster; no journal is needed."
+    ),
     address: str | None = typer.Option(None, "--address", help="With --watch: URL of the cluster's dashboard instead."),
 ) -> None:
     """Show what tiltyard up started and whether it still runs."""
