@@ -7,6 +7,7 @@ driven from this process, so its series come through Ray's exporter as they woul
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -113,6 +114,9 @@ def prometheus(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> I
         server.wait(timeout=30)
 
 
+ERRORS = "tiltyard:serving_errors:ratio_rate5m"
+
+
 def _count(meters: Meters) -> None:
     """What the front of an application counts in a moment: answers, a failure, a comparison, its gauges."""
     meters.request("m", 200, 0.004, 3)
@@ -183,7 +187,12 @@ def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_
                     time.sleep(1.0)
                 trials = prometheus.ask('sum(ray_tiltyard_sweep_trials{experiment="gated",team="vision"})')
                 limit = prometheus.ask('max(ray_tiltyard_budget_seconds{team="vision",resource="cpu",kind="limit"})')
-                errors = prometheus.ask("tiltyard:serving_errors:ratio_rate5m")
+                errors = prometheus.ask(ERRORS)
+                while (
+                    math.isnan(float(errors[0]["value"][1])) and time.monotonic() < deadline
+                ):  # a share of nothing yet
+                    time.sleep(1.0)
+                    errors = prometheus.ask(ERRORS)
             finally:
                 over.set()
                 gate.unlink()

@@ -40,7 +40,10 @@ def test_sweep_obeys_what_is_asked_while_it_runs_and_records_who_asked(settings:
     deaf = Variant(name="deaf", model="train:users_training:misbehave", fixed={"how": "deaf"}, trials=1)
     search = gated.search.model_copy(update={"trials": 5})
     wanted = sweeps.gated(gate, steps=2, name="asked", search=search).model_copy(
-        update={"variants": (*gated.variants, deaf)}
+        update={
+            "variants": (*gated.variants, deaf),
+            "budget": Budget(trial_s=400),
+        }  # the deaf one ends, whatever happens
     )
     answers: list[Request] = []
 

@@ -42,7 +42,15 @@ from tiltyard.registry.address import ModelAddress
 from tiltyard.registry.bundle import Bundle, read_bundle
 from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.registry.version import ModelVersion
-from tiltyard.serving.client import IN_FLIGHT, connect, deploy, disconnect, remove, stream_rows_through_all
+from tiltyard.serving.client import (
+    IN_FLIGHT,
+    connect,
+    deploy,
+    disconnect,
+    end_if_unused,
+    remove,
+    stream_rows_through_all,
+)
 from tiltyard.serving.deployment import evaluation_app
 from tiltyard.settings import Settings, shown
 
@@ -253,6 +261,7 @@ class _Runner:
     _bundles: dict[str, Bundle] = field(default_factory=dict)
     _started: bool = False
     _app: str = ""
+    _app_was_served: bool = False
     _handle: Any = None
     _served: tuple[str, ...] = ()
     _wanted: tuple[str, ...] = ()
@@ -267,6 +276,9 @@ class _Runner:
                 done += self._group(group)
         finally:
             self._unserve()
+            if self._app_was_served:
+                with contextlib.suppress(Exception):  # as in `_unserve`
+                    end_if_unused()
             if self._started:
                 disconnect()
         return done
@@ -504,6 +516,7 @@ class _Runner:
         self._started = connect() or self._started
         self._app = f"evaluate-{claim.key[:12]}"  # a killed process's is replaced by who takes its work over
         served = tuple(dict.fromkeys([*self._wanted, *names]))
+        self._app_was_served = True
         self._handle = deploy(evaluation_app(list(served), self.settings), name=self._app)
         self._served = served
         return self._handle

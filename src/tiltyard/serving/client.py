@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from tiltyard.errors import TiltyardError
+from tiltyard.errors import ServingError, TiltyardError
 from tiltyard.ray_address import probe
 from tiltyard.serving.answers import Answer, Described
 from tiltyard.serving.environment import SERVE_ALONE_ENV
@@ -76,7 +76,12 @@ def deploy(app: Any, *, name: str, http: bool = False, host: str = "127.0.0.1", 
         http: Whether Serve's HTTP proxy is started too, and the application answers under ``/``.
         host: Where the proxy listens.
         port: On which port.
+
+    Raises:
+        ServingError: If HTTP is wanted and the Serve that runs already has none, while others use it.
     """
+    if http:
+        _make_room_for_http()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     location = "HeadOnly" if http else "Disabled"
     serve.start(
@@ -91,6 +96,31 @@ def address() -> str:
     """Where Serve's proxy answers: the options of a Serve that runs already stand, whatever `deploy` asked for."""
     options = serve.context._get_global_client().http_config  # type: ignore[union-attr]  # no public call tells it
     return f"http://{options.host}:{options.port}"
+
+
+def end_if_unused() -> None:
+    """Ends a Serve without HTTP that serves nothing any more, so that the next `deploy` may start one that has it."""
+    if _runs_without_http() and not serve.status().applications:
+        end_serving()
+
+
+def _runs_without_http() -> bool:
+    """Whether a Serve runs here that was started for handles alone; its options stand as long as it runs."""
+    try:
+        client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    except RayError:
+        return False
+    return client is not None and not serve.status().proxies
+
+
+def _make_room_for_http() -> None:
+    end_if_unused()
+    if _runs_without_http():
+        others = ", ".join(sorted(serve.status().applications))
+        raise ServingError(
+            f"The Serve that runs here was started without HTTP and serves {others}; HTTP cannot be added while it runs. "
+            "Wait until that ends, then start this again."
+        )
 
 
 def described(name: str) -> list[Described]:
