@@ -58,9 +58,17 @@ class Job:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's, with an end to every request."""
+    """Ray's, with an end to every request, and with no token but the target's.
+
+    Ray would add the token of this machine's own cluster where none is given: it is nothing that others are to see.
+    """
+
+    def __init__(self, url: str, *, headers: dict[str, str], verify: str | bool) -> None:
+        self._own_headers = headers
+        super().__init__(url, headers=dict(headers), verify=verify)
 
     def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
+        self._headers = dict(self._own_headers)
         return super()._do_request(method, endpoint, **{"timeout": (CONNECT_S, ANSWER_S), **more})
 
     @property

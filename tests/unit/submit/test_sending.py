@@ -187,6 +187,22 @@ def test_wrong_or_missing_token_is_refused_at_once_and_never_shown(
     assert "wrong" not in str(refused.value)
 
 
+def test_token_of_this_machines_own_ray_is_not_sent_to_another_cluster(
+    head: RayHead, url: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    with monkeypatch.context() as env:
+        env.setenv("RAY_AUTH_MODE", "token")
+        env.setenv("RAY_AUTH_TOKEN", "of-my-own-ray")
+        AuthenticationTokenLoader.instance().reset_cache()
+        with pytest.raises(SubmitError, match="none was found"):
+            send(REQUEST, package, lambda: RayJobs(target(url, None)))
+    AuthenticationTokenLoader.instance().reset_cache()
+    assert head.headers
+    assert "of-my-own-ray" not in str(head.headers)
+
+
 def test_address_of_something_that_is_no_dashboard_is_refused(head: RayHead, url: str, package: Path) -> None:
     head.answer = lambda *_: (200, "<html>")  # type: ignore[method-assign]
     with pytest.raises(SubmitError, match=r"Wanted: port 8265|did not answer"):
