@@ -199,11 +199,11 @@ def test_holm_with_any_p_values_is_monotone_and_no_smaller_than_they_are() -> No
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5))
-def test_cauchy_of_any_p_values_is_one_between_the_smallest_times_their_number_and_one(p: list[float]) -> None:
+def test_cauchy_of_any_p_values_is_a_p_value_and_small_where_one_is_and_none_speaks_against_it(p: list[float]) -> None:
     together = cauchy(p)
     assert 0 <= together <= 1
     assert math.isfinite(together)
-    if min(p) < 0.01:
+    if min(p) < 0.01 and max(p) <= 0.5:  # a p-value near 1 speaks against the others: the combination is known for that
         assert together <= min(p) * len(p) * 1.1 + 1e-290
     assert cauchy([0.3]) == pytest.approx(0.3)
     assert cauchy([1e-200, 0.5]) == pytest.approx(2e-200)
