@@ -32,7 +32,7 @@ test: $(STAMP)  ## every test but chaos, kind and gpu
 	@echo "testing: unit, contracts, architecture, then on a local Ray"
 	@$(BIN)/python -m pytest -q -m "not chaos and not kind and not gpu" $(PYTEST_ARGS)
 
-check: $(STAMP)  ## lint, types, unit tests, two at a time: under a minute
+check: $(STAMP)  ## lint, types, unit tests, two at a time
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types unit
 
 lint: $(STAMP)
