@@ -42,7 +42,7 @@ types: $(STAMP)
 	@$(BIN)/mypy
 
 unit: $(STAMP)
-	@$(BIN)/python -m pytest -q -m "not ray and not postgres and not chaos and not slow" tests/unit tests/architecture
+	@$(BIN)/python -m pytest -q -n 2 -m "not ray and not postgres and not chaos and not slow" tests/unit tests/architecture
 
 bench: $(STAMP)  ## every benchmark beside its rival; writes .tiltyard/bench.json (ONLY=name to pick)
 	@$(BIN)/python tests/benchmarks/harness.py $(ONLY)

@@ -22,6 +22,7 @@ from tiltyard.serving.environment import SERVE_ENV
 
 settings.register_profile("tiltyard", deadline=None)  # two cores are shared: how long an example takes says nothing
 settings.load_profile("tiltyard")
+os.environ.pop("COLUMNS", None)  # what a test sees printed does not depend on the terminal it is started from
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")  # by itself 15: whatever else the machine does would go first

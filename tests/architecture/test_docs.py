@@ -44,6 +44,7 @@ def python_blocks() -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_python_blocks_of_the_readmes_run_as_they_stand(tmp_path: Path) -> None:
     for n, (where, code) in enumerate(python_blocks()):
         (tmp_path / f"block{n}.py").write_text(code)

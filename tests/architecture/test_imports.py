@@ -252,6 +252,7 @@ def _python(code: str, cwd: Path) -> str:
 ENGINES = "{'ray', 'mlflow', 'deltalake', 'kubernetes', 'sqlalchemy', 'lightgbm', 'optuna', 'grafana_client', 'typer'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", sorted(p.parent.name for p in SOURCE.glob("*/__init__.py")))
 def test_importing_a_package_imports_no_engine(package: str, tmp_path: Path) -> None:
     allowed = {"cli": "{'typer'}", "journal": "{'sqlalchemy'}"}.get(package, "set()")
@@ -259,6 +260,7 @@ def test_importing_a_package_imports_no_engine(package: str, tmp_path: Path) -> 
     assert told.strip() == "[]", f"tiltyard/{package}/__init__.py must re-export pure names only; it imports {told}"
 
 
+@pytest.mark.slow
 def test_importing_training_needs_torch_numpy_and_safetensors_alone(tmp_path: Path) -> None:
     others = (
         "{'ray', 'mlflow', 'pydantic', 'pandas', 'pyarrow', 'sqlalchemy', 'sklearn', 'scipy', 'deltalake', 'typer'}"
@@ -267,6 +269,7 @@ def test_importing_training_needs_torch_numpy_and_safetensors_alone(tmp_path: Pa
     assert told.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_importing_every_module_starts_nothing(tmp_path: Path) -> None:
     names = [
         ".".join(("tiltyard", *p.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")

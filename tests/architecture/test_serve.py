@@ -49,6 +49,7 @@ def test_config_off_loopback_asks_for_tokens() -> None:
             assert all(a["args"].get("auth", "on") == "on" for a in config["applications"]), path
 
 
+@pytest.mark.slow
 def test_serve_folder_on_the_path_does_not_shadow_ray_serve() -> None:
     """As `serve run` and a RayService import it: from the working directory, in a process of its own."""
     code = "import sys; sys.path.insert(0, '.'); import serve.champion, ray.serve as r; print(serve.champion.__file__, r.__file__)"

@@ -78,6 +78,7 @@ def test_validate_without_a_cluster_uses_the_projects_own_types(run: Run) -> Non
     assert "holds no CRD" in run("cluster", "validate", "--crds", "serve", code=1)
 
 
+@pytest.mark.slow
 def test_apply_diff_status_and_delete_tell_one_story(run: Run, server: kube_api.KubeApi) -> None:
     assert "would change" in run("cluster", "diff", "--overlay", "small", *ON, code=1)
     first = run("cluster", "apply", "--overlay", "small", *ON)
@@ -117,6 +118,7 @@ def test_apply_of_what_cannot_be_right_sends_nothing(run: Run, server: kube_api.
     assert server.objects == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "code"),
     [
@@ -137,6 +139,7 @@ def test_start_in_a_cronjobs_pod_runs_one_job_a_date_and_exits_as_it_did(
     assert [o["metadata"]["name"] for o in server.objects.values()] == ["night-20251126"]
 
 
+@pytest.mark.slow
 def test_submit_ephemeral_is_one_rayjob_whose_cluster_goes_with_it(run: Run, server: kube_api.KubeApi) -> None:
     args = ("submit", "job.py", "--ephemeral", "--team", "speech", "--key", "k", *ON)
     assert "RayJob k-" in run(*args, "--plan")

@@ -88,6 +88,7 @@ def test_models_listed_promoted_compared_and_rolled_back_tell_and_record_it(
     ]
 
 
+@pytest.mark.slow
 def test_promote_of_a_version_that_is_not_there_changes_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,6 +263,7 @@ deletion.delete(store, "people", ["17"], models={})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["successors", "names", "tombstones", "files"])
 def test_deletion_killed_in_the_middle_is_finished_by_the_next_call(store: DatasetStore, where: str) -> None:
     root = Path(store.root.path)

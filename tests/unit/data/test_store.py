@@ -292,6 +292,7 @@ store.commit("toy", rows)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["files", "record", "published"])
 def test_commit_killed_in_the_middle_leaves_the_last_version_whole(store: DatasetStore, where: str) -> None:
     first = store.commit("toy", table(0, 100), spec=SPEC).version
@@ -309,6 +310,7 @@ def test_commit_killed_in_the_middle_leaves_the_last_version_whole(store: Datase
     assert (third.created, third.version.version) == (True, expected + 1)
 
 
+@pytest.mark.slow
 def test_commits_killed_at_random_times_never_leave_a_broken_version(store: DatasetStore) -> None:
     store.commit("toy", table(0, 40), spec=SPEC)
     code = (

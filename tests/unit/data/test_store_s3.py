@@ -59,6 +59,7 @@ def options() -> Iterator[dict[str, str]]:
     server.stop()
 
 
+@pytest.mark.slow
 def test_store_on_s3_commits_reads_and_knows_equal_content(options: dict[str, str], tmp_path: Path) -> None:
     store = DatasetStore("s3://bucket/data", options)
     first = store.commit("toy", table(0, 100), spec=SPEC)
@@ -83,6 +84,7 @@ def test_source_on_s3_is_read_by_uri(options: dict[str, str]) -> None:
         store.commit("from-uri", "s3://bucket/nothing.parquet")
 
 
+@pytest.mark.slow
 def test_appends_of_threads_to_s3_at_once_lose_nothing(options: dict[str, str]) -> None:
     DatasetStore("s3://bucket/data", options).commit("busy", table(0, 20), spec=SPEC)
     failures: list[BaseException] = []

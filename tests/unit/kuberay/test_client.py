@@ -265,6 +265,7 @@ STUCK: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "said"), STUCK.values(), ids=STUCK.keys())
 def test_cluster_that_never_becomes_ready_is_given_up_with_its_pods_reasons(
     server: kube_api.KubeApi, connect: Connect, status: dict[str, Any], said: str
@@ -301,6 +302,7 @@ def test_reasons_of_a_job_come_from_its_cluster_and_its_submitting_pod(
     assert found == ["pod worker: c: ErrImagePull", "pod submitter: c: ErrImagePull"]
 
 
+@pytest.mark.slow
 def test_quota_that_is_used_up_is_told_from_the_events(server: kube_api.KubeApi, connect: Connect) -> None:
     kubernetes = connect()
     applying.apply(kubernetes, [cluster_manifest()])
@@ -393,6 +395,7 @@ def test_night_that_is_started_twice_is_one_job_and_both_tell_its_end(
     assert there["entrypoint"] == "python x.py --date '2026-11-25'"
 
 
+@pytest.mark.slow
 def test_night_that_is_deleted_or_never_ends_is_an_error(server: kube_api.KubeApi, connect: Connect) -> None:
     kubernetes = connect()
     server.on_watch = server.remove

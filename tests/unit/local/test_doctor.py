@@ -96,6 +96,7 @@ def test_judge_with_a_local_tag_in_a_version_takes_it_for_the_pin() -> None:
     assert {f.verdict for f in judge(replace(HEALTHY, pins=(torch,)))} == {Verdict.OK}
 
 
+@pytest.mark.slow
 def test_probe_of_this_machine_finds_what_the_tests_run_with(tmp_path: Path) -> None:
     machine = probe.probe(Settings.from_env({"TILTYARD_HOME": str(tmp_path / "home")}))
     assert machine.home_error == ""

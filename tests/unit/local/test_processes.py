@@ -69,6 +69,7 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_end_with_a_child_ends_both_and_nothing_else(start: Start) -> None:
     bystander, _ = start(SLEEP)
     root, child = start(PARENT % (False, None, "time.sleep(60)"))

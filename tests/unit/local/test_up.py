@@ -126,6 +126,7 @@ def test_up_with_a_server_that_ends_tells_the_end_of_its_log(settings: Settings,
     assert local.status(settings) is None
 
 
+@pytest.mark.slow
 def test_up_with_a_server_that_never_answers_ends_all_and_names_it(
     settings: Settings, small_servers: dict[str, str]
 ) -> None:

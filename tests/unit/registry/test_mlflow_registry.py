@@ -44,6 +44,7 @@ def _register(registry: ModelRegistry, name: str, bundles: list[SmallBundle]) ->
     return [registry.register(name, b.folder, score="validation_score") for b in bundles]
 
 
+@pytest.mark.slow
 def test_register_twice_finds_the_same_version(registry: ModelRegistry, bundles: list[SmallBundle]) -> None:
     first, second, again = _register(registry, "twice.small", [bundles[0], bundles[1], bundles[0]])
     assert (first.version, second.version, again.version) == (1, 2, 1)

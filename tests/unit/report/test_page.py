@@ -67,6 +67,7 @@ def page(recorded: recorded_sweep.Recorded) -> str:
     return report(recorded.settings)[1]
 
 
+@pytest.mark.slow
 def test_report_of_a_sweep_is_one_sound_file_that_needs_no_network(page: str) -> None:
     sound = parsed(page)
     assert len(sound.ids) == len(set(sound.ids))
@@ -160,6 +161,7 @@ def test_report_of_texts_from_outside_is_escaped(tmp_path: Path) -> None:
     parsed(page)
 
 
+@pytest.mark.slow
 def test_report_command_writes_a_file_or_beside_the_leaderboard(
     recorded: recorded_sweep.Recorded,
     tmp_path: Path,

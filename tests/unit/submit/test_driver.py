@@ -44,6 +44,7 @@ def python(tmp_path: Path, *args: str, meta: dict[str, str] | None = None) -> su
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_driver_claims_runs_the_file_as_python_would_and_ends_as_it_does(tmp_path: Path, journal: Journal) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "beside.py").write_text("WORD = 'beside'")

@@ -145,6 +145,7 @@ def test_head_that_restarts_between_package_and_job_is_sent_both_again(head: Ray
     assert [r.split()[0] for r in head.requests].count("PUT") == 2
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["fine", "hangs up", "busy", "answer lost"]), max_size=12))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_goes_wrong_on_the_way_two_laptops_end_with_one_job(tmp_path: Path, faults: list[str]) -> None:

@@ -138,6 +138,7 @@ def test_sign_flip_of_equally_good_models_calls_few_apart(rows: int) -> None:
     assert 0 < apart <= MOST_APART
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [39, 150])
 def test_bootstrap_of_equally_good_models_calls_few_apart(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A root mean squared error of correlated errors, bootstrapped as it stands."""

@@ -126,6 +126,7 @@ def test_generations_with_packs_ending_in_any_order_suggest_the_same(data: st.Da
     assert groups == ["mlp@digits", *(f"mlp@digits/g{i}" for i in range(1, 5))]
 
 
+@pytest.mark.slow
 @given(packs=st.integers(0, 12))
 @examples(max_examples=10)
 def test_generations_resumed_from_what_is_known_go_on_as_if_undisturbed(packs: int) -> None:

@@ -76,6 +76,7 @@ def misbehaved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"outcome": outcome, "left": left}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FATES)
 def test_trial_of_own_training_ends_in_a_named_state_with_the_reason(misbehaved: dict[str, Any], how: str) -> None:
     outcome, cell = misbehaved["outcome"], f"c{list(FATES).index(how)}"
@@ -93,6 +94,7 @@ def test_own_training_leaves_no_process_behind(misbehaved: dict[str, Any]) -> No
     assert misbehaved["left"] == []
 
 
+@pytest.mark.slow
 def test_own_training_that_never_returns_is_ended_after_its_time_and_the_next_trial_runs(tmp_path: Path) -> None:
     outcome = run(tmp_path, "misbehave", [{"how": "never"}, {"how": "deaf"}, {"how": "well"}], trial_s=1.0)
     why = "it took longer than budget.trial_s allows (1 s)"

@@ -107,6 +107,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "model", "optimizer"), CASES)
 def test_member_in_any_pack_life_ends_as_it_would_alone(task: str, model: str, optimizer: str, worlds: Any) -> None:
     world = worlds[task]

@@ -26,6 +26,7 @@ def members(**common: Any) -> list[Member]:
     return [Member(name=f"m{i}", seed=40 + i, **(o | common)) for i, o in enumerate(own)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["linear", "mlp", "resmlp", "cnn"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizer_with_values_of_each_member_agrees_with_torch_optim(
