@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,11 @@ def test_owner_killed_is_restarted_and_reads_again(
     handle = share(version, store)
     feed = open_feed(handle, split="train", batch_size=64, data_seed=0)
     before = batches(feed, 1)
-    ray.kill(handle.owner, no_restart=False)  # its process dies; Ray starts another
+    ray.kill(handle.owner, no_restart=False)  # its process dies a little later; Ray starts another
+    deadline = time.monotonic() + 60
+    while handle.counters()["reads"]:  # the first life still answers
+        assert time.monotonic() < deadline, "the owner was not started again"
+        time.sleep(0.05)
     assert equal(batches(feed, 1), before)  # what is mapped stays
     again = open_feed(handle, split="train", batch_size=64, data_seed=0)
     assert equal(batches(again, 1), before)
