@@ -29,8 +29,8 @@ demo: $(STAMP)  ## the main job: data, sweep, champions, served and checked
 	@$(BIN)/python jobs/first_sweep.py
 
 test: $(STAMP)  ## every test but chaos, kind and gpu
-	@echo "testing: unit, contracts, architecture, then on a local Ray"
-	@$(BIN)/python -m pytest -q -m "not chaos and not kind and not gpu" $(PYTEST_ARGS)
+	@echo "testing in two processes: what shares the session's Ray in one, all else in the other"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not chaos and not kind and not gpu" $(PYTEST_ARGS)
 
 check: $(STAMP)  ## lint, types, unit tests, two at a time
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types unit
