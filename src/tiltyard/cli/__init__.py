@@ -114,7 +114,7 @@ COMMANDS: dict[str, CommandEntry] = {
         ),
         CommandEntry(
             name="dashboards",
-            summary="Write Grafana's boards and Prometheus' rules, or check that they are current.",
+            summary="Write Grafana's boards and Prometheus' rules, check that they are current, or push them.",
             module="tiltyard.cli.dashboards",
             panel=_CLUSTERS,
         ),

@@ -1,4 +1,4 @@
-"""``tiltyard dashboards``: Grafana's boards and Prometheus' rules, as files."""
+"""``tiltyard dashboards``: Grafana's boards and Prometheus' rules, as files and in a Grafana."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import typer
 from tiltyard.errors import MachineError, SpecError
 
 app = typer.Typer(
-    help="Write Grafana's boards and Prometheus' rules, or check that they are current.", no_args_is_help=True
+    help="Write Grafana's boards and Prometheus' rules, check that they are current, or push them.",
+    no_args_is_help=True,
 )
 _FOLDER = typer.Option(Path("dashboards"), "--folder", help="Where they are.")
 
@@ -35,6 +36,36 @@ def check(folder: Path = _FOLDER) -> None:
         raise SpecError(f"{folder} is not current: {', '.join(wrong)}. Write it anew: tiltyard dashboards render")
     typer.echo(f"{folder} is current.")
     _promtool(folder)
+
+
+@app.command()
+def push(
+    grafana: str = typer.Option(
+        "http://127.0.0.1:3000", "--grafana", envvar="GRAFANA_URL", help="Address of Grafana, without a password."
+    ),
+    prometheus: str | None = typer.Option(
+        None, "--prometheus", help="Address of Prometheus as Grafana reaches it; makes the data source."
+    ),
+    data_source: str | None = typer.Option(None, "--datasource", help="Or the uid of a data source that is there."),
+    token_file: Path | None = typer.Option(
+        None, "--token-file", help="File with the token; else the environment variable GRAFANA_TOKEN."
+    ),
+    contacts: bool = typer.Option(
+        True, "--contacts/--no-contacts", help="Also make the receivers of receivers.json contact points."
+    ),
+) -> None:
+    """Put data source, folder, boards, alert rules and contact points into a Grafana; twice changes nothing."""
+    _needs_sdk()
+    from tiltyard.settings import Settings
+    from tiltyard.telemetry.grafana import Pusher, token_of
+    from tiltyard.telemetry.notify import receivers
+
+    known = receivers(Settings.from_env()) if contacts else None
+    pusher = Pusher(grafana, token_of(token_file))
+    changes = pusher.push(prometheus=prometheus, data_source=data_source, receivers=known)
+    for change in changes:
+        typer.echo(f"{change.how}: {change.what}")
+    typer.echo(f"{grafana} holds the boards and rules" + ("." if changes else " already; nothing was written."))
 
 
 def _needs_sdk() -> None:
