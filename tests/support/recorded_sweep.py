@@ -18,7 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tiltyard.data.profile import profile
 from tiltyard.distributions import choice, loguniform, uniform
+from tiltyard.evaluation.drift import DriftFold
+from tiltyard.evaluation.fairness import fairness
+from tiltyard.evaluation.folding import Evaluated
+from tiltyard.evaluation.scores import Score, Scored
+from tiltyard.evaluation.weaknesses import SliceScore
 from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
 from tiltyard.journal import CellScore, Journal, Owner, TrialRow, TrialUpdate
 from tiltyard.settings import Settings
@@ -121,7 +127,7 @@ def record(
             kind="champion",
             subject=f"{name}.{datasets[0]}",
             actor="sweep",
-            evidence={"key": key},
+            evidence={"key": key, "version": 1},
             reasons=["best of its trials by accuracy"],
             outcome="version 1 is @champion",
         )
@@ -211,6 +217,51 @@ def _board(journal: Journal, spec: Experiment, key: str, scores: Mapping[tuple[s
     )
 
 
+def _slice(
+    column: str, name: str, rows: int, value: float, *, sensitive: bool = False, p: float = 1.0
+) -> dict[str, Any]:
+    low, high = wilson(value * rows, rows)
+    return SliceScore(
+        column=column, name=name, sensitive=sensitive, rows=rows, value=value, low=low, high=high, p=p
+    ).to_json()
+
+
+def evaluate_champion(recorded: Recorded, *, versions: int = 2) -> list[Evaluated]:
+    """Writes what evaluations of the first champion leave: its own version, and later ones that drift more and more."""
+    dataset, found = recorded.experiment.datasets[0].name, []
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        for version in range(1, versions + 1):
+            rng = np.random.default_rng(version)
+            reference = DriftFold({"width": profile(pa.table({"width": np.linspace(0, 1, 2_000)})).columns["width"]})
+            reference.add(pa.table({"width": rng.random(2_000) * (1 + 0.2 * (version - 1))}))
+            scored = Scored(
+                rows=2_000,
+                labelled=2_000,
+                scores={"accuracy": Score(value=0.9 - version / 100, low=0.87 - version / 100, high=0.92)},
+                calibration_error=0.02,
+            )
+            result = Evaluated(
+                model=f"{recorded.experiment.name}.{dataset}",
+                model_version=1,
+                dataset=dataset,
+                dataset_version=version,
+                metric="accuracy",
+                rows="test",
+                scored=scored,
+                drift=reference.report() if version > 1 else None,
+            )
+            claim = journal.works.claim(
+                hashlib.sha256(f"{recorded.key}/{version}".encode()).hexdigest(),
+                kind="evaluation",
+                subject=result.model,
+                about={"model": result.name, "dataset": result.on},
+                owner=Owner.here(),
+            )
+            journal.works.finish(claim, result.to_json(), cause="predicted")
+            found.append(result)
+    return found
+
+
 def _details(board: Leaderboard) -> dict[str, Any]:
     return {
         row.cell: {
@@ -218,6 +269,13 @@ def _details(board: Leaderboard) -> dict[str, Any]:
             "confusion": [[240, 10 + i], [5, 245 - i]],
             "calibration": [[50, 0.1, 0.14], [200, 0.4, 0.35], [250, 0.9, 0.93]],
             "calibration_error": 0.031,
+            "slice_metric": "accuracy",
+            "slices": [
+                _slice("sex", "f", 240, 0.9 - i / 100, sensitive=True),
+                _slice("sex", "m", 260, 0.92, sensitive=True),
+                _slice("site", "<east>", 60, 0.7, p=0.001 if i == 0 else 0.2),
+            ],
+            "fairness": [fairness("sex", {"f": [[100, 20], [10, 110]], "m": [[90, 60], [5, 105]]}).to_json()],
         }
         for table in board.tables.values()
         for i, row in enumerate(table)

@@ -14,7 +14,9 @@ from tiltyard.distributions import Distribution, IntUniform, LogUniform
 from tiltyard.errors import MachineError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import AttemptRow, CellScore, Decision, Journal, Launch, Spend, TrialRow
+from tiltyard.report.champions import Met, met
 from tiltyard.report.importance import Importance, importances, standings
+from tiltyard.report.saved import FILE, Assumptions, read
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.curves import curves_of_some
 from tiltyard.sweep.engine.layout import Layout, Storage
@@ -121,7 +123,17 @@ class Findings:
     time: Time
     decisions: tuple[Decision, ...]
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of finalists, by cell: confusion and calibration on the test rows, where the sweep kept them."""
+    """Of finalists, by cell: confusion, calibration, slices and groups on the test rows, where the sweep kept them."""
+    champions: tuple[Met, ...] = ()
+    """What was crowned, and the evaluations of it since."""
+    prices: Assumptions = field(default_factory=Assumptions)
+    """What an hour costs; 0 where nobody said."""
+
+    @property
+    def second_costs(self) -> float:
+        """What a second of a pack costs that holds what the experiment asks for; 0 where no price is set."""
+        held, prices = self.experiment.resources, self.prices
+        return (held.cpus * prices.hourly_cpu + held.gpus * prices.hourly_gpu) / 3600
 
     @property
     def logarithmic(self) -> Mapping[str, frozenset[str]]:
@@ -151,6 +163,7 @@ def gather(
     by_cell = {row.cell: [s for s in by_cell.get(row.cell, ()) if s.epoch <= row.epoch] for row in rows}
     layout = Layout(Storage(settings.storage_uri), launch.key)
     attempts = journal.attempts(launch.key)
+    decisions = tuple(d for d in journal.decisions() if d.evidence.get("key") == launch.key)
     return Findings(
         launch=launch,
         experiment=experiment,
@@ -165,8 +178,10 @@ def gather(
         ),
         matrix=matrix(board),
         time=time_of(launch, attempts, journal.spend(launch.key), by_cell, now=time.time() if now is None else now),
-        decisions=tuple(d for d in journal.decisions() if d.evidence.get("key") == launch.key),
+        decisions=decisions,
         details=_details(layout),
+        champions=met(journal, decisions),
+        prices=read(settings.home / FILE),
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from tiltyard.report import plots
-from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, Time, answer, evenly
+from tiltyard.experiment import Experiment
+from tiltyard.report import champions, finalists, plots
+from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, answer, evenly
 from tiltyard.report.terminal import clock_time, configuration, score
 from tiltyard.sweep.leaderboard import Row
 
@@ -26,8 +28,6 @@ MOST_POINTS = 300
 MOST_AXES = 6
 MOST_SLICES = 4
 MOST_VARIANTS = 12
-MOST_CLASSES = 12
-"""Larger confusion matrices are left out: no phone shows one."""
 LEAST_SHARE = 0.02
 """A parameter that explains less is called one without effect."""
 
@@ -40,7 +40,14 @@ def render(findings: Findings) -> str:
     env = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    seen = {"curves": _curves(findings), "studies": _studies(findings), "details": _details(findings)}
+    seen = {
+        "curves": _curves(findings),
+        "studies": _studies(findings),
+        "details": finalists.errors(findings),
+        "weak": finalists.weak_spots(findings),
+        "groups": finalists.groups(findings),
+        "champions": champions.shown(findings.champions),
+    }
     for figure in _figures(seen):
         figure["svg"] = Markup(figure["svg"])  # noqa: S704 - drawn here; matplotlib escapes the texts in it
     css = Markup((HERE / "page.css").read_text())  # noqa: S704 - our own file
@@ -61,7 +68,10 @@ def _sections(f: Findings, seen: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("curves", "Learning curves", seen["curves"]),
         ("parameters", "Hyperparameters", seen["studies"]),
         ("finalists", "Errors of the finalists", seen["details"]),
-        ("time", "Time", True),
+        ("slices", "Slices", seen["weak"]),
+        ("groups", "Fairness", seen["groups"]),
+        ("since", "Since then", seen["champions"]),
+        ("time", "Time and money", True),
         ("again", "Do it again", True),
     ]
     return [(anchor, title) for anchor, title, there in every if there]
@@ -83,14 +93,14 @@ def _context(f: Findings) -> dict[str, Any]:
         "datasets": datasets,
         "show_matrix": _has_matrix(f),
         "matrix": [(variant, [_matrix_cell(cells[d]) for d in datasets]) for variant, cells in f.matrix.items()],
-        "time": _time(f.time),
+        "time": _time(f),
         "commands": _commands(f),
         "facts": _facts(f),
         "decisions": [
             {"when": _when(d.at), "what": f"{d.kind} of {d.subject}: {d.outcome}", "why": "; ".join(d.reasons)}
             for d in f.decisions
         ],
-        "spec": f.experiment.to_json(),
+        "spec": _pinned(f).to_json(),
         "made": f"Made by Tiltyard {installed('tiltyard')} from the journal and the curves. Times are UTC.",
     }
 
@@ -284,73 +294,8 @@ def _value(value: Any) -> str:
     return configuration({"": value})[1:]
 
 
-def _details(f: Findings) -> list[dict[str, Any]]:
-    found = []
-    for dataset, table in f.board.tables.items():
-        known = [(row, f.details[row.cell]) for row in table if row.cell in f.details]
-        lines = [
-            (row.name, i, calibration_bins(d["calibration"])) for i, (row, d) in enumerate(known) if d["calibration"]
-        ]
-        errors = ", ".join(f"{row.name} {d['calibration_error']:.3f}" for row, d in known if d["calibration"])
-        confusions = [_confusion(row.name, d) for row, d in known if 1 < len(d["confusion"]) <= MOST_CLASSES]
-        if lines or confusions:
-            found.append(
-                {
-                    "dataset": dataset,
-                    "svg": plots.reliability(f"calibration {dataset}", lines) if lines else "",
-                    "caption": f"Calibration on the test rows. Mean distance from the dotted line: {errors}.",
-                    "alt": f"Calibration of {len(lines)} finalists on {dataset}; mean distance from being calibrated: {errors}.",
-                    "confusions": confusions,
-                    "wide": any(len(c["classes"]) > 5 for c in confusions),
-                }
-            )
-    return found
-
-
-def calibration_bins(bins: Sequence[Sequence[float]]) -> list[tuple[float, float, int]]:
-    """Neighbouring bins put together until each has a tenth of the rows: a bin of three rows says nothing.
-
-    Args:
-        bins: Rows, mean confidence, share that was right; rising in confidence.
-
-    Returns:
-        Mean confidence, share that was right, rows.
-
-    >>> calibration_bins([(1, 0.1, 0.0), (9, 0.3, 0.4), (90, 0.9, 0.9)])
-    [(0.28, 0.36, 10), (0.9, 0.9, 90)]
-    """
-    least = sum(rows for rows, _, _ in bins) / 10
-    merged: list[list[float]] = []
-    for rows, confidence, right in bins:
-        part = [rows, rows * confidence, rows * right]
-        if merged and merged[-1][0] < least:
-            merged[-1] = [a + b for a, b in zip(merged[-1], part, strict=True)]
-        else:
-            merged.append(part)
-    if len(merged) > 1 and merged[-1][0] < least:
-        last = merged.pop()
-        merged[-1] = [a + b for a, b in zip(merged[-1], last, strict=True)]
-    return [(round(c / n, 6), round(r / n, 6), int(n)) for n, c, r in merged]
-
-
-def _confusion(name: str, detail: Mapping[str, Any]) -> dict[str, Any]:
-    classes = [str(c) for c in detail["classes"]]
-    rows = []
-    for i, counts in enumerate(detail["confusion"]):
-        total = max(1, sum(counts))
-        rows.append(
-            (
-                classes[i],
-                [
-                    {"n": n or "", "strength": round((n / total) ** 0.5, 3), "wrong": i != j}
-                    for j, n in enumerate(counts)
-                ],
-            )
-        )
-    return {"title": name, "classes": classes, "rows": rows}
-
-
-def _time(t: Time) -> dict[str, Any]:
+def _time(f: Findings) -> dict[str, Any]:
+    t = f.time
     whole = max(t.held_s + t.reused_s, 1e-9)
     bars = [
         ("trained", "trained", t.trained_s),
@@ -364,12 +309,52 @@ def _time(t: Time) -> dict[str, Any]:
         "said": f"It took {clock_time(t.wall_s)}. Packs held their devices for {clock_time(t.held_s)} together "
         f"({t.cpu_s:,.0f} CPU-seconds{devices}) in {finished:,} attempts that were finished and {failed:,} that were lost.",
         "bars": [
-            {"name": name, "kind": kind, "share": round(100 * s / whole, 1), "value": clock_time(s)}
+            {
+                "name": name,
+                "kind": kind,
+                "share": round(100 * s / whole, 1),
+                "percent": f"{100 * s / whole:.0f}%",
+                "value": clock_time(s),
+                "cost": _money(s * f.second_costs) if f.second_costs else "",
+            }
             for name, kind, s in bars
         ],
         "note": "Trained: inside attempts whose results were kept. Waited: starting, and between packs. Wasted: attempts that "
         f"failed or were taken over. Reused: what {t.reused:,} trials would have cost that an earlier experiment had trained.",
+        "money": _cost(f),
     }
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}" if value >= 0.005 or value == 0 else f"{value:.2g}"
+
+
+def _cost(f: Findings) -> str:
+    """What it cost at the prices that were set, and of which budget that is."""
+    t, prices, budget = f.time, f.prices, f.experiment.budget
+    if f.second_costs:
+        trials = sum(f.states.values()) or 1
+        cost = t.held_s * f.second_costs
+        said = (
+            f"That cost {_money(cost)}, {_money(cost / trials)} a trial, at {prices.hourly_cpu:g} a CPU-hour and "
+            f"{prices.hourly_gpu:g} a GPU-hour (roi.toml)."
+        )
+        if t.reused_s:
+            said += f" Reuse saved {_money(t.reused_s * f.second_costs)}."
+    else:
+        said = "What an hour costs is not known here: set hourly_cpu and hourly_gpu (tiltyard roi --write-assumptions)."
+    limits = [
+        f"{used / 3600:.3g} of {limit:g} {what}-hours"
+        for what, used, limit in (("CPU", t.cpu_s, budget.cpu_hours), ("GPU", t.gpu_s, budget.gpu_hours))
+        if limit is not None
+    ]
+    return said + (f" Of its budget were used: {', '.join(limits)}." if limits else "")
+
+
+def _pinned(f: Findings) -> Experiment:
+    """The experiment with the dataset versions that it was run on: what runs the same trials again."""
+    pinned = (replace(d, version=f.versions.get(d.name, d.version)) for d in f.experiment.datasets)
+    return f.experiment.model_copy(update={"datasets": tuple(pinned)})
 
 
 def _commands(f: Findings) -> list[dict[str, str]]:
@@ -382,9 +367,13 @@ def _commands(f: Findings) -> list[dict[str, str]]:
     if best:
         again = "\n".join(f"tiltyard trial rerun {row.cell[:16]}  # {row.name}" for row in best)
         commands.append(("Train the best anew, alone, and compare with the record:", again))
-    crowned = [d for d in f.decisions if d.kind == "champion"]
+    crowned = [d.subject for d in f.decisions if d.kind == "champion"]
+    if not crowned and best and f.experiment.champion is not None:  # the page is drawn just before they are
+        crowned = [
+            f"{name}.{d}" for d in f.board.tables if (row := f.board.best(d)) is not None and row.state == "done"
+        ]
     if crowned:
-        commands.append(("Serve the champions by HTTP:", "tiltyard serve " + " ".join(d.subject for d in crowned)))
+        commands.append(("Serve the champions by HTTP:", "tiltyard serve " + " ".join(crowned)))
     commands.append(
         (
             "The whole experiment again, from the description at the end of this page saved as experiment.json:",

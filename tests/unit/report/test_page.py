@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 import recorded_sweep
 
 from tiltyard import cli
+from tiltyard.experiment import Champion, Experiment
 from tiltyard.journal import Journal
 from tiltyard.report.findings import gather
 from tiltyard.report.html import drawing_at_end, report
+from tiltyard.report.page import render
 from tiltyard.sweep.engine.layout import Layout, Storage
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -92,6 +95,45 @@ def test_report_of_a_sweep_says_the_answer_with_its_uncertainty(page: str, recor
     assert "lr mattered most" in text
     assert "tiltyard serve recorded.rings" in text
     assert recorded.key in text
+
+
+def test_report_of_a_sweep_tells_slices_groups_and_what_became_of_champions(tmp_path: Path) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=12, name="told")
+    met = recorded_sweep.evaluate_champion(recorded, versions=3)
+    (recorded.settings.home / "roi.toml").write_text("hourly_cpu = 3.6\n")
+    page = report(recorded.settings)[1]
+    sound = parsed(page)
+    text = " ".join(" ".join(sound.text).split())
+    assert {"slices", "groups", "since", "time"} <= set(sound.ids)
+    assert "site = <east> 60 weak 0.7000" in text
+    assert "<east>" not in page
+    assert "sex = f sensitive 240" in text
+    assert "unsure: the interval holds four fifths ; ratio 0.85" in text
+    assert "told.rings@1" in text
+    for result in met[1:]:
+        assert result.drift is not None
+        column = result.drift.column("width")
+        assert column is not None
+        assert column.drifted
+        assert f"{column.effect:.1%}" in text
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        spent = journal.spend(recorded.key).cpu_s
+    assert f"That cost {spent * 3.6 / 3600:.2f}, " in text  # 3.6 an hour is 0.001 a second
+
+
+def test_report_at_the_end_already_says_how_to_serve_what_is_about_to_be_crowned(tmp_path: Path) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=12, name="ending")
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        f = gather(recorded.settings, journal, journal.launches()[0], recorded.board)
+    before = replace(f, decisions=(), experiment=f.experiment.model_copy(update={"champion": Champion()}))
+    assert "tiltyard serve ending.moons ending.rings" in render(before)
+    assert "tiltyard serve" not in render(replace(before, experiment=f.experiment))
+
+
+def test_report_of_a_sweep_pins_the_versions_that_it_was_run_on(page: str) -> None:
+    text = "".join(parsed(page).text)
+    found = Experiment.from_json(text[text.index('{\n "name"') : text.rindex("}") + 1])
+    assert [(d.name, d.version) for d in found.datasets] == [("rings", 1), ("moons", 1)]
 
 
 def test_findings_of_a_sweep_hold_what_the_journal_and_the_curves_say(recorded: recorded_sweep.Recorded) -> None:

@@ -14,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiltyard.evaluation.scores import ScoreFold
+from tiltyard.data.profile import ColumnProfile
+from tiltyard.data.versions import DatasetSpec
+from tiltyard.evaluation.compare import row_metric
+from tiltyard.evaluation.scores import ScoreFold, row_values
+from tiltyard.evaluation.weaknesses import cuts, groups_alike, weaknesses
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal
 from tiltyard.preprocessing import Preprocessor
@@ -28,6 +32,14 @@ from tiltyard.types import Task
 Array = npt.NDArray[Any]
 BOOTSTRAP_CELLS = 4_000_000
 """Resamples x rows of an interval at most; between 50 and 1,000 resamples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What is known of a dataset version's columns: what they are for, and how the training split looked."""
+
+    spec: DatasetSpec
+    profiles: Mapping[str, ColumnProfile]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +70,11 @@ def look_at_test(
     known: Mapping[tuple[str, int], CellScore],
     prepared: Mapping[str, tuple[pa.Table, Preprocessor]],
     claim: Claim,
+    columns: Mapping[str, Columns] | None = None,
 ) -> Look:
     """Scores finalists, best first, and their replicates, all of them in one look.
+
+    What the rows say beside the scores (confusion, calibration, and with ``columns`` slices and groups) goes to storage.
 
     Raises:
         FencedError: If the claim was taken over; the look is then the new holder's.
@@ -86,6 +101,10 @@ def look_at_test(
             outputs[result.cell] = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
             scores[result.cell] = test_score(experiment, task, outputs[result.cell], y)
             details[result.cell] = detail_of(task, outputs[result.cell], y, preprocessor.classes)
+        if columns is not None and dataset in columns:
+            told = slices_of(columns[dataset], metric, task, list(outputs.values()), y, table)
+            for cell, found_slices in zip(outputs, told, strict=True):
+                details[cell] |= found_slices
         for result in seen:
             found = outputs_of(layout, trials[result.cell], known[result.cell, result.epoch], x)
             again[result.cell] = _metrics(task, found, y, (metric,))[metric]
@@ -108,6 +127,48 @@ def detail_of(task: Task, outputs: Array, y: Array, classes: Sequence[Any]) -> d
         "calibration": [list(of_bin) for of_bin in found.calibration],
         "calibration_error": found.calibration_error,
     }
+
+
+def slices_of(
+    columns: Columns, metric: str, task: Task, outputs: Sequence[Array], y: Array, table: pa.Table
+) -> list[dict[str, Any]]:
+    """Where each finalist is weak, by the same slices of the rows, and how groups of sensitive columns fare. Counts alone.
+
+    Args:
+        columns: Of the dataset version.
+        metric: The ranking one; slices are scored by it, or by the mean over rows that is nearest to it.
+        task: Of the labels.
+        outputs: Of each finalist, best first: ``(rows, outputs)``.
+        y: Labels of the rows.
+        table: The rows.
+    """
+    spec, profiles, by = columns.spec, columns.profiles, row_metric(metric)
+    has_classes = task in {Task.BINARY, Task.MULTICLASS}
+    cut = cuts(
+        profiles,
+        sensitive=spec.sensitive,
+        leave_out=spec.reserved - set(spec.labels),
+        classes=spec.labels if has_classes else (),
+    )
+    groups = [s for s in cut if s.column in spec.sensitive]
+    told = weaknesses(
+        [row_values(task, o, y, by) for o in outputs],
+        table,
+        cut,
+        profiles,
+        metric=by,
+        sensitive=spec.sensitive,
+    )
+    return [
+        {
+            "slice_metric": by,
+            "slices": [s.to_json() for s in slices],
+            "fairness": groups_alike(o.argmax(axis=1), y, table, groups, profiles, num_classes=o.shape[1])
+            if has_classes
+            else [],
+        }
+        for slices, o in zip(told, outputs, strict=True)
+    ]
 
 
 def outputs_of(layout: Layout, trial: Trial, score: CellScore, x: Array) -> Array:

@@ -19,12 +19,13 @@ from tiltyard.data.stream import share
 from tiltyard.errors import AlreadyClaimedError, MachineError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialUpdate
+from tiltyard.placement import groups_of
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine import ray_runtime
 from tiltyard.sweep.engine.control import Control, replay
 from tiltyard.sweep.engine.curves import Curves
 from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
-from tiltyard.sweep.engine.finals import Look, look_at_test
+from tiltyard.sweep.engine.finals import Columns, Look, look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
@@ -42,8 +43,6 @@ from tiltyard.sweep.preflight import check_placement
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, drain_leftover
 from tiltyard.types import trains_itself
 
-GROWS = "TILTYARD_CLUSTER_GROWS"
-"""Set where an autoscaler adds nodes as they are asked for: what no node can hold now may be held by one to come."""
 Page = Callable[[str, Leaderboard, str | None], bytes | None]
 """Draws and keeps the report of a key that is about to be finished, from its leaderboard and why it ended early; None where
 it could not."""
@@ -183,8 +182,8 @@ def _interrupt(journal: Journal, claim: Claim, reason: str) -> None:
 
 def _check_placement(experiment: Experiment) -> None:
     """Some node can hold a pack, as far as the nodes are known."""
-    nodes = ray_runtime.nodes()
-    if nodes is not None and not os.environ.get(GROWS):
+    nodes = ray_runtime.nodes(groups_of(os.environ))
+    if nodes is not None:
         check_placement(experiment.resources, nodes)
 
 
@@ -343,7 +342,7 @@ class _Launch:
         self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
         ray_runtime.ensure_ray()
         _check_placement(self.experiment)
-        slots = ray_runtime.slots(resources.cpus, resources.gpus)
+        slots = ray_runtime.slots(resources, groups_of(os.environ))
         slots = min(slots, resources.max_concurrent or slots)
         first = self._cut_of_first(slots, device)
         size = pack_size_for(resources, slots=int(first["slots"]), groups=self.plan.side_by_side, device=device)
@@ -480,6 +479,10 @@ class _Launch:
                 if p.version.split_rows.get("test", 0)
             },
             claim=self.claim,
+            columns={
+                n: Columns(spec=p.version.spec, profiles=store.profile(p.version).splits["train"].columns)
+                for n, p in self.prepared.items()
+            },
         )
         board = self._board(look)
         self.lease.renew()  # a launch that lost its claim must not write over its successor's answer
