@@ -97,7 +97,7 @@ def _row(r: Evaluated) -> dict[str, Any]:
 
 def _moved(c: ColumnDrift | None) -> dict[str, Any]:
     if c is None:
-        return {"text": "-", "strength": 0.0, "drifted": False}
+        return {"text": "-", "strength": 0.0, "drifted": ""}
     note = "drifted" if c.drifted else ""
     return {"text": f"{c.effect:.1%}", "strength": round(min(1.0, c.effect * 2) ** 0.5, 3), "drifted": note}
 

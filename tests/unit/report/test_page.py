@@ -36,7 +36,7 @@ class Sound(HTMLParser):
         values = dict(attrs)
         self.ids += [v for k, v in attrs if k == "id" and v]
         self.links += [v for k, v in attrs if k in {"href", "src"} and v]
-        if tag == "figure" and "role" in values:
+        if values.get("role") in {"img", "region"}:
             assert values["aria-label"]
         if tag not in VOID:
             self.open.append(tag)
