@@ -91,6 +91,15 @@ class Ledger:
             rows = c.execute(text(f"SELECT * FROM decisions {where}ORDER BY number"), wanted).mappings()
             return [_decision(r) for r in rows]
 
+    def outcomes(self, kind: str, *, once: str) -> list[str]:
+        """Outcomes alone of the decisions of a kind whose ``once`` begins so: evidence can be long."""
+        with self._store.reading() as c:
+            rows = c.execute(
+                text("SELECT outcome FROM decisions WHERE kind = :kind AND substr(once, 1, :size) = :once ORDER BY number"),
+                {"kind": kind, "once": once, "size": len(once)},
+            )
+            return [str(r.outcome) for r in rows]
+
     def verify_decisions(self, *, head: str | None = None) -> int:
         """Walks the chain over the rows as they are stored; returns how many decisions hold.
 

@@ -12,16 +12,28 @@ AVAILABILITY = 0.999
 """Share of requests that are to be answered without a fault of ours."""
 P99_S = 0.5
 """What 99% of requests are to be answered within."""
+SLOW_SHARE = 0.01
+"""Share of requests that may take longer."""
+MISSED_H, STALE_H = 36, 48
+"""A night ends once a day; so many hours without one, or without a new version of its data, are too many."""
 _FAST, _SLOW = 14.4, 6.0
 """Burn rates that page and that warn: 2% of a month's errors in an hour, 5% in six (Google's SRE workbook, chapter 5)."""
 
 
 def error_ratio(window: str, where: str = "") -> str:
-    """PromQL: by model, the share of requests with a fault of ours over a window; 0 where there was none."""
+    """PromQL: by model, the share of requests with a fault of ours over a window; 0 where there was none, or no request."""
     every = f"ray_tiltyard_serving_requests_total{{{where}}}"
     failed = f'ray_tiltyard_serving_requests_total{{{where}{"," if where else ""}status=~"5.."}}'
     of_all = f"sum by (model) (rate({every}[{window}]))"
-    return f"(sum by (model) (rate({failed}[{window}])) or 0 * {of_all}) / {of_all}"
+    return f"(sum by (model) (rate({failed}[{window}])) or 0 * {of_all}) / clamp_min({of_all}, 1e-9)"
+
+
+def slow_ratio(window: str, where: str = "") -> str:
+    """PromQL: by model, the share of requests that took longer than `P99_S` over a window; 0 where there was none."""
+    name = "ray_tiltyard_serving_request_seconds"
+    within = f'sum by (model) (rate({name}_bucket{{{where}{"," if where else ""}le="{P99_S}"}}[{window}]))'
+    of_all = f"sum by (model) (rate({name}_count{{{where}}}[{window}]))"
+    return f"({of_all} - {within}) / clamp_min({of_all}, 1e-9)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +65,20 @@ _BUDGET_USED = (
 )
 
 
-def _burns(rate: float, short: str, long: str) -> str:
-    limit = f"{rate * (1 - AVAILABILITY):.6g}"
-    return f"(tiltyard:serving_errors:ratio_rate{long} > {limit}) and (tiltyard:serving_errors:ratio_rate{short} > {limit})"
+def _burns(rate: float, short: str, long: str, what: str = "errors", allowed: float = 1 - AVAILABILITY) -> str:
+    limit, series = f"{rate * allowed:.6g}", f"tiltyard:serving_{what}:ratio_rate"
+    return f"({series}{long} > {limit}) and ({series}{short} > {limit})"
 
 
-RECORDED = {
-    f"tiltyard:serving_errors:ratio_rate{window}": error_ratio(window) for window in ("5m", "30m", "1h", "6h")
-} | {
-    "tiltyard:serving_request_seconds:p99_5m": "histogram_quantile(0.99, sum by (le, model) "
-    "(rate(ray_tiltyard_serving_request_seconds_bucket[5m])))",
-    "tiltyard:budget_used:ratio": _BUDGET_USED,
-}
+RECORDED = (
+    {f"tiltyard:serving_errors:ratio_rate{window}": error_ratio(window) for window in ("5m", "30m", "1h", "6h")}
+    | {f"tiltyard:serving_slow:ratio_rate{window}": slow_ratio(window) for window in ("5m", "1h")}
+    | {
+        "tiltyard:serving_request_seconds:p99_5m": "histogram_quantile(0.99, sum by (le, model) "
+        "(rate(ray_tiltyard_serving_request_seconds_bucket[5m])))",
+        "tiltyard:budget_used:ratio": _BUDGET_USED,
+    }
+)
 """Series that are worked out once for several alerts and panels."""
 
 ALERTS = (
@@ -152,6 +166,69 @@ ALERTS = (
         summary="p99 of {{ $labels.model }} is {{ $value | humanizeDuration }}",
         meaning=f"One of a hundred requests takes longer than {P99_S} s.",
         action="Look at requests that wait and at rows of a call; add replicas.",
+    ),
+    Alert(
+        name="TiltyardServeSlowBurn",
+        expr=_burns(_FAST, "5m", "1h", "slow", SLOW_SHARE),
+        lasting="2m",
+        severity="critical",
+        summary="{{ $value | humanizePercentage }} of the requests to {{ $labels.model }} are slow",
+        meaning=f"At this rate a month's slow requests ({SLOW_SHARE:.0%} above {P99_S} s) are gone within two days.",
+        action="Look at requests that wait; add replicas; go back if a new version is slower: tiltyard models rollback MODEL.",
+    ),
+    Alert(
+        name="TiltyardNightMissed",
+        expr=f"max by (night) (tiltyard_night_age_seconds) > {MISSED_H * 3600}",
+        lasting="10m",
+        severity="critical",
+        summary="The night {{ $labels.night }} has not ended well for {{ $value | humanizeDuration }}",
+        meaning="It was not started, hangs, or failed each time: nothing is evaluated, retrained or promoted.",
+        action="Look at tiltyard nightly history and at the CronJob; run it now: tiltyard nightly run-now FILE.",
+    ),
+    Alert(
+        name="TiltyardNightFailed",
+        expr='max by (night) (tiltyard_night_outcome{outcome="failed"}) == 1',
+        lasting="5m",
+        severity="warning",
+        summary="The last night {{ $labels.night }} failed",
+        meaning="A step of it raised an error; the steps before it are kept.",
+        action="Read the reason (tiltyard nightly history), mend it, and run it again: it goes on behind its last step.",
+    ),
+    Alert(
+        name="TiltyardDataStale",
+        expr=f"max by (night, dataset) (tiltyard_night_data_age_seconds) > {STALE_H * 3600}",
+        lasting="10m",
+        severity="warning",
+        summary="{{ $labels.dataset }} has had no new version for {{ $value | humanizeDuration }}",
+        meaning="The night {{ $labels.night }} looks at it and finds nothing new: whoever commits it does not, or is refused.",
+        action="Look at its history and at refused commits (tiltyard data history NAME), and at the job that commits it.",
+    ),
+    Alert(
+        name="TiltyardDrift",
+        expr='max by (model, dataset) (tiltyard_drifted_columns{role="champion"}) > 0',
+        lasting="5m",
+        severity="warning",
+        summary="{{ $value }} columns of {{ $labels.dataset }} drifted from what {{ $labels.model }} was trained on",
+        meaning="The newest version does not look like the training split; predictions count as columns.",
+        action="See which columns (tiltyard evaluate show MODEL@VERSION DATASET@VERSION); retrain on the newest version.",
+    ),
+    Alert(
+        name="TiltyardChampionBelowBound",
+        expr='max by (model, dataset) (tiltyard_model_below_bound{role="champion"}) == 1',
+        lasting="5m",
+        severity="critical",
+        summary="{{ $labels.model }} is surely worse on {{ $labels.dataset }} than when it was promoted",
+        meaning="The whole interval of its score is worse than that on the test split of its own version.",
+        action="Look at its slices and at drift on the models board; retrain, or go back: tiltyard models rollback MODEL.",
+    ),
+    Alert(
+        name="TiltyardRecordUnread",
+        expr="max(tiltyard_record_age_seconds) > 300",
+        lasting="5m",
+        severity="warning",
+        summary="The record has not been read whole for {{ $value | humanizeDuration }}",
+        meaning="Journal, registry or data store do not answer the exporter: nights, drift and scores are not seen.",
+        action="Read the exporter's log; look at the database and the object store: tiltyard doctor.",
     ),
     Alert(
         name="TiltyardModelStale",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tiltyard.telemetry.alerts import AVAILABILITY, error_ratio
+from tiltyard.telemetry.alerts import AVAILABILITY, P99_S, SLOW_SHARE, error_ratio, slow_ratio
 
 RATE = "$__rate_interval"
 _C = 'ray_io_cluster=~"$cluster"'
 _E = f'{_C},experiment=~"$experiment",team=~"$team"'
 _M = f'{_C},model=~"$model"'
+_R = 'model=~"$model"'
+"""Of the record: it belongs to a home, not to a cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ VARIABLES = {
     "cluster": "label_values(ray_node_cpu_count, ray_io_cluster)",
     "team": "label_values(ray_tiltyard_sweep_trials, team)",
     "experiment": "label_values(ray_tiltyard_sweep_trials, experiment)",
-    "model": "label_values(ray_tiltyard_serving_version, model)",
+    "model": 'label_values({__name__=~"ray_tiltyard_serving_version|tiltyard_model_age_seconds"}, model)',
 }
 """Each variable and where its values come from."""
 
@@ -120,7 +122,7 @@ _HELD = _panel(
     "s",
     "CPU- and GPU-seconds that experiments were charged, waiting in them, and seconds of attempts that were lost.",
     (f"sum by (experiment, resource) (ray_tiltyard_sweep_held_seconds{{{_E}}})", "{{experiment}} {{resource}}"),
-    (f"sum by (experiment) (ray_tiltyard_sweep_lost_seconds{{{_E}}})", "{{experiment}} lost"),
+    (f"sum by (experiment, resource) (ray_tiltyard_sweep_lost_seconds{{{_E}}})", "{{experiment}} {{resource}} lost"),
 )
 _REQUESTS = _panel(
     "Requests",
@@ -145,6 +147,39 @@ _BURN = _panel(
     *(
         (f"({error_ratio(window, _M)}) / {1 - AVAILABILITY:.4g}", f"{{{{model}}}} {window}")
         for window in ("5m", "1h", "6h")
+    ),
+)
+_SLOW_BURN = _panel(
+    "Latency budget burn rate",
+    "none",
+    f"How many times faster than allowed requests take longer than {P99_S} s, at {SLOW_SHARE:.0%} of them: 1 just keeps it.",
+    *((f"({slow_ratio(window, _M)}) / {SLOW_SHARE}", f"{{{{model}}}} {window}") for window in ("5m", "1h")),
+)
+_NIGHT_AGE = _panel(
+    "Since the last night",
+    "s",
+    "Since each night's work last ended well. More than a day and a half: it was missed, hangs, or fails.",
+    ("max by (night) (tiltyard_night_age_seconds)", "{{night}}"),
+)
+_NIGHT_OUTCOME = _panel(
+    "What became of the night",
+    "short",
+    "1 at the outcome of each newest night. failed: tiltyard nightly history says why.",
+    ("max by (night, outcome) (tiltyard_night_outcome) > 0", "{{night}}: {{outcome}}"),
+)
+_DRIFTED = _panel(
+    "Columns that drifted",
+    "short",
+    "Of the newest evaluated version, against the training split; predictions count as columns.",
+    (f"max by (model, role, dataset) (tiltyard_drifted_columns{{{_R}}})", "{{model}} {{role}} on {{dataset}}"),
+)
+_SCORE = _panel(
+    "Score with its interval",
+    "none",
+    "On the newest evaluated version: value, low and high of 95%. Champion and candidate whose intervals overlap may be equal.",
+    (
+        f"max by (model, role, dataset, metric, bound) (tiltyard_model_score{{{_R}}})",
+        "{{model}} {{role}} {{metric}} {{bound}}",
     ),
 )
 _BUDGET = _panel(
@@ -201,9 +236,31 @@ BOARDS = (
                         now=True,
                     ),
                     _panel("Nodes", "short", "Nodes of Ray.", f"count(ray_node_cpu_count{{{_C}}})", now=True),
+                    _panel(
+                        "Nights that failed",
+                        "short",
+                        "Whose newest try ended with an error.",
+                        'sum(max by (night) (tiltyard_night_outcome{outcome="failed"}))',
+                        now=True,
+                    ),
+                    _panel(
+                        "Champions below their bound",
+                        "short",
+                        "Surely worse on the newest version than on the test split that they were promoted on.",
+                        'sum(tiltyard_model_below_bound{role="champion"})',
+                        now=True,
+                    ),
+                    _panel(
+                        "Record",
+                        "s",
+                        "Since nights, data and evaluations were last read without a fault; minutes: the exporter's log says why.",
+                        "max(tiltyard_record_age_seconds)",
+                        now=True,
+                    ),
                 ),
             ),
-            ("Service levels", (_BURN, _LATENCY)),
+            ("Service levels", (_BURN, _SLOW_BURN, _LATENCY)),
+            ("Nights", (_NIGHT_AGE, _NIGHT_OUTCOME, _DRIFTED, _SCORE)),
             ("Sweeps", (_TRIALS, _DONE, _BEST)),
             ("Cost", (_HELD, _BUDGET)),
         ),
@@ -235,7 +292,59 @@ BOARDS = (
                 ),
             ),
             ("How well", (_BEST,)),
-            ("What went wrong", (_ATTEMPTS, _LAG)),
+            (
+                "Rungs",
+                (
+                    _panel(
+                        "What rungs decided",
+                        "short",
+                        "Trials that went on and that were stopped, each once a rung.",
+                        (f"sum by (outcome) (ray_tiltyard_sweep_rung_decisions{{{_E}}})", "{{outcome}}"),
+                    ),
+                    _panel(
+                        "Rungs decided",
+                        "short",
+                        "Over all groups.",
+                        (f"sum by (experiment) (ray_tiltyard_sweep_rungs{{{_E}}})", "{{experiment}}"),
+                    ),
+                ),
+            ),
+            (
+                "What went wrong",
+                (
+                    _ATTEMPTS,
+                    _LAG,
+                    _panel(
+                        "Failures by reason",
+                        "short",
+                        "Trials that failed: diverged is a part of the space that does not work; worker_died and out_of_memory are "
+                        "the cluster.",
+                        (f"sum by (reason) (ray_tiltyard_sweep_failures{{{_E}}})", "{{reason}}"),
+                        stacked=True,
+                    ),
+                    _panel(
+                        "Retries and restarts",
+                        "short",
+                        "Packs that were tried again, and how often the sweep was resumed or taken over.",
+                        (f"sum by (experiment) (ray_tiltyard_sweep_retries{{{_E}}})", "{{experiment}} retries"),
+                        (f"sum by (experiment) (ray_tiltyard_sweep_restarts{{{_E}}})", "{{experiment}} restarts"),
+                    ),
+                ),
+            ),
+            (
+                "All launches",
+                (
+                    _panel(
+                        "Keys by state",
+                        "short",
+                        "Of each experiment, running or not: from the record.",
+                        (
+                            'sum by (experiment, state) (tiltyard_launches{experiment=~"$experiment"}) > 0',
+                            "{{experiment}} {{state}}",
+                        ),
+                    ),
+                ),
+            ),
             (
                 "What it holds",
                 (
@@ -256,7 +365,7 @@ BOARDS = (
         meaning="Models that answer requests: how many, how fast, how well merged, how healthy.",
         variables=("cluster", "model"),
         rows=(
-            ("Service levels", (_BURN, _LATENCY)),
+            ("Service levels", (_BURN, _SLOW_BURN, _LATENCY)),
             (
                 "Traffic",
                 (
@@ -322,6 +431,56 @@ BOARDS = (
                 ),
             ),
             (
+                "Scores on the newest version",
+                (
+                    _SCORE,
+                    _panel(
+                        "Score by slice",
+                        "none",
+                        "Of the metric that models are chosen by, with its interval; a slice far below the rest is a weakness.",
+                        (
+                            f"max by (model, role, metric, column, slice, bound) (tiltyard_model_slice_score{{{_R}}})",
+                            "{{model}} {{role}} {{column}}={{slice}} {{bound}}",
+                        ),
+                    ),
+                    _panel(
+                        "Calibration error",
+                        "percentunit",
+                        "Mean distance of confidence and the share that was right.",
+                        (
+                            f"max by (model, role, dataset) (tiltyard_model_calibration_error{{{_R}}})",
+                            "{{model}} {{role}}",
+                        ),
+                    ),
+                    _panel(
+                        "Fairness ratio",
+                        "percentunit",
+                        "Smallest selection rate of a group over the largest, of declared sensitive columns; look below 0.8.",
+                        (
+                            f"max by (model, role, column, bound) (tiltyard_model_fairness_ratio{{{_R}}})",
+                            "{{model}} {{role}} {{column}} {{bound}}",
+                        ),
+                    ),
+                    _panel(
+                        "Since training",
+                        "s",
+                        "Age of each version that has a role.",
+                        (f"max by (model, role) (tiltyard_model_age_seconds{{{_R}}})", "{{model}} {{role}}"),
+                    ),
+                    _panel(
+                        "Below its bound",
+                        "bool_yes_no",
+                        "The whole interval is worse than that of the test split it was promoted on.",
+                        (
+                            f"max by (model, role, dataset) (tiltyard_model_below_bound{{{_R}}})",
+                            "{{model}} {{role}} on {{dataset}}",
+                        ),
+                        now=True,
+                    ),
+                    _DRIFTED,
+                ),
+            ),
+            (
                 "Champion and challenger",
                 (
                     _panel(
@@ -346,7 +505,7 @@ BOARDS = (
                         "Share of the rows that both answered.",
                         (
                             f'sum by (model) (rate(ray_tiltyard_serving_compared_rows_total{{{_M},agree="yes"}}[{RATE}])) '
-                            f"/ sum by (model) (rate(ray_tiltyard_serving_compared_rows_total{{{_M}}}[{RATE}]))",
+                            f"/ (sum by (model) (rate(ray_tiltyard_serving_compared_rows_total{{{_M}}}[{RATE}])) > 0)",
                             "{{model}}",
                         ),
                     ),
@@ -371,7 +530,7 @@ BOARDS = (
         uid="tiltyard-data",
         title="Tiltyard: data",
         meaning="What Ray Data streams, and who waits for it. Its gauges are there while a dataset is read.",
-        variables=("cluster",),
+        variables=("cluster", "model"),
         rows=(
             (
                 "Stream",
@@ -405,9 +564,105 @@ BOARDS = (
                         "Of the time in iterators: blocked over blocked and working.",
                         (
                             f"sum(rate(ray_data_iter_total_blocked_seconds{{{_C}}}[{RATE}])) / "
-                            f"(sum(rate(ray_data_iter_total_blocked_seconds{{{_C}}}[{RATE}])) "
-                            f"+ sum(rate(ray_data_iter_user_seconds{{{_C}}}[{RATE}])))",
+                            f"clamp_min(sum(rate(ray_data_iter_total_blocked_seconds{{{_C}}}[{RATE}])) "
+                            f"+ sum(rate(ray_data_iter_user_seconds{{{_C}}}[{RATE}])), 1e-9)",
                             "waited",
+                        ),
+                    ),
+                    _panel(
+                        "Time that trials waited for data",
+                        "percentunit",
+                        "Of the seconds of packs, by dataset: near 0 where training is what takes the time.",
+                        (
+                            f"sum by (dataset) (rate(ray_tiltyard_training_data_wait_seconds_total{{{_C}}}[{RATE}])) / "
+                            f"clamp_min(sum by (dataset) (rate(ray_tiltyard_training_seconds_total{{{_C}}}[{RATE}])), 1e-9)",
+                            "{{dataset}}",
+                        ),
+                    ),
+                    _panel(
+                        "Rows trained on",
+                        "rowsps",
+                        "Rows that training steps took, once for all trials of a pack.",
+                        (f"sum by (dataset) (rate(ray_tiltyard_training_rows_total{{{_C}}}[{RATE}]))", "{{dataset}}"),
+                    ),
+                ),
+            ),
+            (
+                "Versions",
+                (
+                    _panel(
+                        "Since the newest version",
+                        "s",
+                        "Freshness of each dataset.",
+                        ("max by (dataset) (tiltyard_dataset_age_seconds)", "{{dataset}}"),
+                    ),
+                    _panel(
+                        "Since the newest version that a night looks at",
+                        "s",
+                        "More than two days: whoever commits it does not, or is refused.",
+                        ("max by (night, dataset) (tiltyard_night_data_age_seconds)", "{{night}} {{dataset}}"),
+                    ),
+                    _panel(
+                        "Versions committed and refused",
+                        "short",
+                        "Refused ones broke a declared check.",
+                        ("max by (dataset) (tiltyard_dataset_versions_committed)", "{{dataset}} committed"),
+                        ("max by (dataset) (tiltyard_dataset_versions_refused)", "{{dataset}} refused"),
+                        ("max by (dataset) (tiltyard_dataset_version)", "{{dataset}} newest"),
+                    ),
+                    _panel(
+                        "Size of the newest version",
+                        "bytes",
+                        "Of its files.",
+                        ("max by (dataset) (tiltyard_dataset_bytes)", "{{dataset}}"),
+                    ),
+                    _panel(
+                        "Rows of the newest version",
+                        "short",
+                        "By split.",
+                        ("sum by (dataset, split) (tiltyard_dataset_rows)", "{{dataset}} {{split}}"),
+                    ),
+                ),
+            ),
+            (
+                "Inputs and answers against training",
+                (
+                    _DRIFTED,
+                    _panel(
+                        "Rows that moved",
+                        "percentunit",
+                        "Share of rows in another cell than in training, of the columns that moved most; (prediction) and "
+                        "(confidence) are the answers.",
+                        (
+                            f"max by (model, role, column) (tiltyard_column_moved_ratio{{{_R}}})",
+                            "{{model}} {{role}} {{column}}",
+                        ),
+                    ),
+                    _panel(
+                        "Missing values",
+                        "percentunit",
+                        "Share of a column in training and now.",
+                        (
+                            f"max by (model, column, since) (tiltyard_column_missing_ratio{{{_R}}})",
+                            "{{model}} {{column}} {{since}}",
+                        ),
+                    ),
+                    _panel(
+                        "Means of numbers",
+                        "none",
+                        "Of a column in training and now.",
+                        (
+                            f"max by (model, column, since) (tiltyard_column_mean{{{_R}}})",
+                            "{{model}} {{column}} {{since}}",
+                        ),
+                    ),
+                    _panel(
+                        "Answers by class",
+                        "percentunit",
+                        "Share of the answers on the newest evaluated version.",
+                        (
+                            f"max by (model, role, class) (tiltyard_predicted_ratio{{{_R}}})",
+                            "{{model}} {{role}} {{class}}",
                         ),
                     ),
                 ),
@@ -444,11 +699,20 @@ BOARDS = (
                     _panel(
                         "Lost share",
                         "percentunit",
-                        "Seconds of lost attempts over CPU-seconds held.",
+                        "Device-seconds of lost attempts over those held: what was wasted.",
                         (
-                            f"sum by (experiment) (ray_tiltyard_sweep_lost_seconds{{{_E}}}) / "
-                            f'sum by (experiment) (ray_tiltyard_sweep_held_seconds{{{_E},resource="cpu"}} > 0)',
-                            "{{experiment}}",
+                            f"sum by (experiment, resource) (ray_tiltyard_sweep_lost_seconds{{{_E}}}) / "
+                            f"sum by (experiment, resource) (ray_tiltyard_sweep_held_seconds{{{_E}}} > 0)",
+                            "{{experiment}} {{resource}}",
+                        ),
+                    ),
+                    _panel(
+                        "Cost of a trial",
+                        "s",
+                        "Device-seconds that were metered for each trial that has ended.",
+                        (
+                            f"max by (experiment, resource) (ray_tiltyard_sweep_trial_cost_seconds{{{_E}}})",
+                            "{{experiment}} {{resource}}",
                         ),
                     ),
                 ),
@@ -498,8 +762,21 @@ BOARDS = (
                     _panel(
                         "Actors",
                         "short",
-                        "By state.",
+                        "By state: the workers of sweeps and replicas.",
                         (f"sum by (State) (ray_actors{{{_C}}})", "{{State}}"),
+                    ),
+                    _panel(
+                        "Nodes and their CPUs",
+                        "short",
+                        "How many nodes there are, and how many CPUs they have together.",
+                        (f"count(ray_node_cpu_count{{{_C}}})", "nodes"),
+                        (f"sum(ray_node_cpu_count{{{_C}}})", "CPUs"),
+                    ),
+                    _panel(
+                        "Workers that train",
+                        "short",
+                        "Packs that train now, of all experiments.",
+                        (f"sum by (experiment) (ray_tiltyard_sweep_packs_running{{{_C}}})", "{{experiment}}"),
                     ),
                 ),
             ),

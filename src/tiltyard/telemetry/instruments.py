@@ -1,8 +1,10 @@
 """Every metric that Tiltyard exports, declared once: what kind, in which unit, with which labels, and what it means.
 
 Whoever exports one asks for it by name (`counter`, `gauge`, `histogram`); a test forbids any other way, and one holds every
-query of the dashboards and of the alerts against this list. Ray exports them on each node, with ``ray_`` before the name
-and ``_total`` behind a counter's; `Instrument.exposed` is what Prometheus sees.
+query of the dashboards and of the alerts against this list. What happens in Ray's processes Ray exports on each node, with
+``ray_`` before the name and ``_total`` behind a counter's. What stands in the record (nights, versions, evaluations) is true
+while nothing runs: `tiltyard.telemetry.exporter` reads it and answers Prometheus itself, under the names as they are.
+`Instrument.exposed` is what Prometheus sees.
 
 Three habits of Ray's exporter decide how these are made: a gauge that is not set again within 20 s fades, so each has
 somebody who renews it; the ``_sum`` of a histogram is guessed from its buckets, so totals are counters; and every process
@@ -28,6 +30,13 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
+class Source(StrEnum):
+    """Who exports a metric."""
+
+    RAY = "ray"
+    RECORD = "record"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instrument:
     """One metric.
@@ -39,6 +48,7 @@ class Instrument:
         labels: Each with few values.
         meaning: One sentence for people.
         bounds: Upper ends of a histogram's buckets, rising.
+        source: Who exports it.
     """
 
     name: str
@@ -47,10 +57,13 @@ class Instrument:
     labels: tuple[str, ...]
     meaning: str
     bounds: tuple[float, ...] = ()
+    source: Source = Source.RAY
 
     @property
     def exposed(self) -> str:
         """The name in Prometheus; a histogram's series have ``_bucket``, ``_count`` and ``_sum`` behind it."""
+        if self.source is Source.RECORD:
+            return self.name
         return f"ray_{self.name}" + ("_total" if self.kind is Kind.COUNTER else "")
 
 
@@ -67,6 +80,10 @@ _APART = (1e-6, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 def _gauge(name: str, unit: str, labels: tuple[str, ...], meaning: str) -> Instrument:
     return Instrument(name=name, kind=Kind.GAUGE, unit=unit, labels=labels, meaning=meaning)
+
+
+def _recorded(name: str, unit: str, labels: tuple[str, ...], meaning: str) -> Instrument:
+    return Instrument(name=name, kind=Kind.GAUGE, unit=unit, labels=labels, meaning=meaning, source=Source.RECORD)
 
 
 def _counter(name: str, unit: str, labels: tuple[str, ...], meaning: str) -> Instrument:
@@ -104,12 +121,154 @@ CONTROL_PLANE = (
         (*_SWEEP, "resource"),
         "CPU- and GPU-seconds that were metered over all launches of the key, waiting and losses in them.",
     ),
-    _gauge("tiltyard_sweep_lost_seconds", "seconds", _SWEEP, "Seconds of attempts that failed or were taken over."),
+    _gauge(
+        "tiltyard_sweep_lost_seconds",
+        "device-seconds",
+        (*_SWEEP, "resource"),
+        "CPU- and GPU-seconds of attempts that failed or were taken over: paid for and wasted.",
+    ),
+    _gauge(
+        "tiltyard_sweep_trial_cost_seconds",
+        "device-seconds",
+        (*_SWEEP, "resource"),
+        "CPU- and GPU-seconds that were metered so far for each trial that has ended.",
+    ),
+    _gauge(
+        "tiltyard_sweep_retries", "attempts", _SWEEP, "Tries at packs that were not their first, over all launches."
+    ),
+    _gauge(
+        "tiltyard_sweep_restarts",
+        "launches",
+        _SWEEP,
+        "How often the key was resumed, or taken over from a driver that died.",
+    ),
+    _gauge("tiltyard_sweep_rungs", "rungs", _SWEEP, "Rungs that were decided, over all groups."),
+    _gauge(
+        "tiltyard_sweep_rung_decisions",
+        "trials",
+        (*_SWEEP, "outcome"),
+        "What rungs decided of trials: went_on or stopped, each trial once a rung.",
+    ),
+    _gauge(
+        "tiltyard_sweep_failures",
+        "trials",
+        (*_SWEEP, "reason"),
+        "Failed trials by class of reason: diverged, out_of_memory, worker_died, time, data or error.",
+    ),
     _gauge(
         "tiltyard_budget_seconds",
         "device-seconds",
         ("team", "resource", "kind"),
         "A team's budget: limit, reserved and spent. Exported while a sweep that is charged to it runs.",
+    ),
+)
+RECORD = (
+    _recorded("tiltyard_record_age_seconds", "seconds", (), "Since the record was last read without a fault."),
+    _recorded(
+        "tiltyard_launches", "keys", ("experiment", "state"), "Keys of an experiment by how their newest launch stands."
+    ),
+    _recorded(
+        "tiltyard_night_age_seconds",
+        "seconds",
+        ("night",),
+        "Since a night's work last ended well; since its first start where none has.",
+    ),
+    _recorded(
+        "tiltyard_night_outcome",
+        "yes or no",
+        ("night", "outcome"),
+        "1 for what became of the newest night: promoted, refused, waiting, watched, nothing_changed, failed, running.",
+    ),
+    _recorded(
+        "tiltyard_night_data_age_seconds",
+        "seconds",
+        ("night", "dataset"),
+        "Since the newest version was committed of the dataset that a night looks at.",
+    ),
+)
+"""Control plane: what holds while nothing runs."""
+DATA_PLANE = (
+    _counter(
+        "tiltyard_training_rows", "rows", ("dataset",), "Rows that training steps took, once for all members of a pack."
+    ),
+    _counter("tiltyard_training_seconds", "seconds", ("dataset",), "Seconds of packs, from start to end."),
+    _counter(
+        "tiltyard_training_data_wait_seconds",
+        "seconds",
+        ("dataset",),
+        "Of them seconds in which a step waited for data.",
+    ),
+    _recorded("tiltyard_dataset_version", "version", ("dataset",), "Number of the newest version."),
+    _recorded("tiltyard_dataset_versions_committed", "versions", ("dataset",), "Versions that there are."),
+    _recorded(
+        "tiltyard_dataset_versions_refused", "versions", ("dataset",), "Commits that a declared check has refused."
+    ),
+    _recorded("tiltyard_dataset_age_seconds", "seconds", ("dataset",), "Since the newest version was committed."),
+    _recorded("tiltyard_dataset_rows", "rows", ("dataset", "split"), "Rows of the newest version."),
+    _recorded("tiltyard_dataset_bytes", "bytes", ("dataset",), "Size of the newest version's files."),
+    _recorded(
+        "tiltyard_drifted_columns",
+        "columns",
+        ("model", "role", "dataset"),
+        "Columns of the newest evaluated version that drifted from the training split, predictions in them.",
+    ),
+    _recorded(
+        "tiltyard_column_moved_ratio",
+        "ratio",
+        ("model", "role", "dataset", "column"),
+        "Share of rows that moved to another cell since training; (prediction) and (confidence) are what was answered.",
+    ),
+    _recorded(
+        "tiltyard_column_missing_ratio",
+        "ratio",
+        ("model", "role", "dataset", "column", "since"),
+        "Share of missing values: in training, and now.",
+    ),
+    _recorded(
+        "tiltyard_column_mean",
+        "of the column",
+        ("model", "role", "dataset", "column", "since"),
+        "Mean of a number: in training, and now.",
+    ),
+    _recorded(
+        "tiltyard_predicted_ratio",
+        "ratio",
+        ("model", "role", "dataset", "class"),
+        "Share of the answers that name a class.",
+    ),
+)
+_SCORED = ("model", "role", "dataset")
+MODEL_PLANE = (
+    _recorded(
+        "tiltyard_model_score",
+        "of the metric",
+        (*_SCORED, "metric", "bound"),
+        "Score on the newest evaluated version: value, low and high of its interval of 95%.",
+    ),
+    _recorded(
+        "tiltyard_model_slice_score",
+        "of the metric",
+        (*_SCORED, "metric", "column", "slice", "bound"),
+        "The metric that models are chosen by, on one slice.",
+    ),
+    _recorded(
+        "tiltyard_model_calibration_error",
+        "ratio",
+        _SCORED,
+        "Mean distance of confidence and the share that was right, 0 to 1.",
+    ),
+    _recorded(
+        "tiltyard_model_fairness_ratio",
+        "ratio",
+        (*_SCORED, "column", "bound"),
+        "Smallest selection rate of a group over the largest, where a sensitive column was declared.",
+    ),
+    _recorded("tiltyard_model_age_seconds", "seconds", ("model", "role"), "Since the version was trained."),
+    _recorded(
+        "tiltyard_model_below_bound",
+        "yes or no",
+        ("model", "role", "dataset"),
+        "1 where the whole interval is worse than that of the version's own test split: it is no longer what was promoted.",
     ),
 )
 SERVING = (
@@ -146,7 +305,7 @@ SERVING = (
         _APART,
     ),
 )
-DECLARED: dict[str, Instrument] = {i.name: i for i in (*CONTROL_PLANE, *SERVING)}
+DECLARED: dict[str, Instrument] = {i.name: i for i in (*CONTROL_PLANE, *RECORD, *DATA_PLANE, *MODEL_PLANE, *SERVING)}
 """All of them, by name."""
 
 
@@ -177,6 +336,7 @@ def histogram(name: str) -> Histogram:
 def _of(name: str, kind: Kind) -> Instrument:
     found = DECLARED[name]
     assert found.kind is kind, f"{name} is declared as a {found.kind}"
+    assert found.source is Source.RAY, f"{name} is exported from the record, not by Ray"
     return found
 
 

@@ -8,9 +8,11 @@ turned, so a driver that hangs is seen. Where something goes wrong here the swee
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,6 +24,7 @@ from tiltyard.telemetry.instruments import gauge
 
 EVERY_S = 5.0
 """Half of what Ray needs: it looks every 10 s."""
+REASONS_EVERY_S = 60.0
 _LOG = logging.getLogger(__name__)
 
 Readings = list[tuple[str, dict[str, str], float]]
@@ -85,20 +88,56 @@ def of_tick(tick: Tick, experiment: Experiment, lag_s: float) -> Readings:
 
 
 def of_record(
-    attempts: list[AttemptRow], spend: Spend, team: Budget | None, experiment: Experiment, *, now: float
+    attempts: list[AttemptRow],
+    spend: Spend,
+    team: Budget | None,
+    experiment: Experiment,
+    *,
+    now: float,
+    ended_trials: int = 0,
+    fence: int = 1,
+    rungs: Sequence[str] = (),
+    failures: Mapping[str, int] | None = None,
 ) -> Readings:
-    """What the journal says of the key, and of the budget that it is charged to."""
+    """What the journal says of the key, and of the budget that it is charged to.
+
+    Args:
+        attempts: Every try at a pack of the key.
+        spend: What was metered on it.
+        team: The budget.
+        experiment: Which one.
+        now: Seconds since 1970.
+        ended_trials: Trials of it that have ended, over all launches.
+        fence: How often it was claimed.
+        rungs: Outcomes of its rung decisions.
+        failures: Failed trials by class of reason.
+    """
     sweep = labels_of(experiment)
     states = dict.fromkeys(("running", "done", "failed", "fenced"), 0)
     for attempt in attempts:
         states[attempt.state] = states.get(attempt.state, 0) + 1
-    lost = sum(a.metered_s or (a.ended or now) - a.started for a in attempts if a.state in {"failed", "fenced"})
+    lost_s = sum(a.metered_s or (a.ended or now) - a.started for a in attempts if a.state in {"failed", "fenced"})
+    cpus, gpus = experiment.resources.cpus, experiment.resources.gpus
+    went_on, stopped = decided(rungs)
+    reasons = dict.fromkeys(REASONS, 0) | dict(failures or {})
     found: Readings = [("tiltyard_sweep_attempts", {**sweep, "state": s}, float(n)) for s, n in states.items()]
     found += [
         ("tiltyard_sweep_held_seconds", {**sweep, "resource": "cpu"}, spend.cpu_s),
         ("tiltyard_sweep_held_seconds", {**sweep, "resource": "gpu"}, spend.gpu_s),
-        ("tiltyard_sweep_lost_seconds", sweep, lost),
+        ("tiltyard_sweep_lost_seconds", {**sweep, "resource": "cpu"}, lost_s * cpus),
+        ("tiltyard_sweep_lost_seconds", {**sweep, "resource": "gpu"}, lost_s * gpus),
+        ("tiltyard_sweep_retries", sweep, float(sum(a.number > 1 for a in attempts))),
+        ("tiltyard_sweep_restarts", sweep, float(fence - 1)),
+        ("tiltyard_sweep_rungs", sweep, float(len(rungs))),
+        ("tiltyard_sweep_rung_decisions", {**sweep, "outcome": "went_on"}, float(went_on)),
+        ("tiltyard_sweep_rung_decisions", {**sweep, "outcome": "stopped"}, float(stopped)),
     ]
+    found += [("tiltyard_sweep_failures", {**sweep, "reason": r}, float(n)) for r, n in reasons.items()]
+    if ended_trials:
+        found += [
+            ("tiltyard_sweep_trial_cost_seconds", {**sweep, "resource": r}, held_s / ended_trials)
+            for r, held_s in (("cpu", spend.cpu_s), ("gpu", spend.gpu_s))
+        ]
     if team is not None and experiment.budget.team is not None:
         amounts = {
             ("cpu", "limit"): team.limit_cpu_s,
@@ -114,6 +153,35 @@ def of_record(
             if amount is not None
         ]
     return found
+
+
+REASONS = ("diverged", "out_of_memory", "worker_died", "time", "data", "error")
+_SIGNS = (
+    ("diverged", r"diverged|not a finite number"),
+    ("out_of_memory", r"out of memory|OutOfMemory"),
+    ("worker_died", r"process died|worker died|WorkerCrashed|ActorDied|NodeDied"),
+    ("time", r"took longer than|timed? out"),
+    ("data", r"DataError|DatasetNotFound|CheckFailed|dataset"),
+)
+
+
+def class_of(reason: str) -> str:
+    """Which of a few classes a reason belongs to; ``error`` where none of the others.
+
+    >>> class_of("diverged: accuracy is not a finite number")
+    'diverged'
+    """
+    return next((name for name, sign in _SIGNS if re.search(sign, reason, re.IGNORECASE)), "error")
+
+
+def decided(outcomes: Iterable[str]) -> tuple[int, int]:
+    """Trials that went on and that were stopped, in outcomes of rung decisions.
+
+    >>> decided(["3 go on, 6 stop", "1 go on, 2 stop"])
+    (4, 8)
+    """
+    found = [re.fullmatch(r"(\d+) go on, (\d+) stop", text) for text in outcomes]
+    return sum(int(f[1]) for f in found if f), sum(int(f[2]) for f in found if f)
 
 
 def labels_of(experiment: Experiment) -> dict[str, str]:
@@ -144,6 +212,7 @@ class Exporting:
         self._set = set_gauge or _Gauges()
         self._key = ""
         self._last: tuple[float, Any] | None = None
+        self._failed, self._failures, self._failures_at = 0, Counter[str](), float("-inf")
         self._wake, self._ended = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="tiltyard-telemetry", daemon=True)
 
@@ -188,14 +257,28 @@ class Exporting:
     def _readings(self, journal: Journal) -> Readings:
         assert self._last is not None
         at, tick = self._last
-        team = self._experiment.budget.team
+        team, states = self._experiment.budget.team, tick.states
+        launch = journal.launch(self._key)
+        self._count_failures(journal, states.get("failed", 0))
         return of_tick(tick, self._experiment, time.monotonic() - at) + of_record(
             journal.attempts(self._key),
             journal.spend(self._key),
             None if team is None else journal.budgets.get(team),
             self._experiment,
             now=time.time(),
+            ended_trials=sum(states.get(s, 0) for s in ("done", "stopped", "failed")),
+            fence=1 if launch is None else launch.fence,
+            rungs=journal.outcomes("rung", once=f"rung/{self._key}/"),
+            failures=self._failures,
         )
+
+    def _count_failures(self, journal: Journal, failed: int) -> None:
+        """Reads the reasons where more trials failed, and at most once in `REASONS_EVERY_S`: that reads every trial."""
+        if failed == self._failed or time.monotonic() - self._failures_at < REASONS_EVERY_S:
+            return
+        found = (t for t in journal.trials(self._key) if t.state == "failed")
+        self._failed, self._failures_at = failed, time.monotonic()
+        self._failures = Counter(class_of(t.reason or "") for t in found)
 
 
 class _Gauges:

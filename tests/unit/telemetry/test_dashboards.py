@@ -39,7 +39,7 @@ def test_committed_files_are_what_would_be_made_now() -> None:
 def test_queries_of_boards_and_rules_name_declared_metrics_or_rays_own() -> None:
     declared = exposed_series()
     used = set().union(*map(names_in, EXPRESSIONS))
-    ours = {n for n in used if n.startswith("ray_tiltyard")}
+    ours = {n for n in used if n.startswith(("ray_tiltyard", "tiltyard_"))}
     assert ours <= set(declared), f"{sorted(ours - set(declared))} are not in telemetry/instruments.py"
     assert {n for n in used if n.startswith("tiltyard:")} <= set(RECORDED)
     unshown = {i.name for i in DECLARED.values()} - {declared[n].name for n in ours}

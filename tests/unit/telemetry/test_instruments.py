@@ -27,11 +27,21 @@ FEW = {
     "outcome",
     "agree",
     "role",
+    "reason",
+    "night",
+    "split",
+    "column",
+    "slice",
+    "class",
+    "bound",
+    "since",
 }
+"""Those of the record are cut at what a person can look at (`tiltyard.telemetry.record`)."""
 
 
 def test_declared_metrics_are_named_once_with_base_units_and_labels_of_which_there_are_few() -> None:
-    every = [*instruments.CONTROL_PLANE, *instruments.SERVING]
+    parts = ("CONTROL_PLANE", "RECORD", "DATA_PLANE", "MODEL_PLANE", "SERVING")
+    every = [i for part in parts for i in getattr(instruments, part)]
     assert len(DECLARED) == len(every)
     for i in every:
         assert re.fullmatch(r"tiltyard_[a-z][a-z0-9_]*[a-z0-9]", i.name), i.name
@@ -58,7 +68,11 @@ def test_metrics_in_the_source_are_all_made_of_declared_ones() -> None:
                     f"{file}:{getattr(node, 'lineno', 0)} makes metrics itself; declare them in telemetry/instruments.py"
                 )
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                asked |= set(re.findall(r"tiltyard_(?:sweep|serving|budget)_[a-z_]+", node.value))
+                asked |= set(
+                    re.findall(
+                        r"tiltyard_(?:sweep|serving|budget|training|night|dataset|model|column)_[a-z_]+", node.value
+                    )
+                )
     assert not wrong, "\n".join(wrong)
     known = {*DECLARED, *(name.removeprefix("ray_") for name in instruments.exposed_series())}
     unknown = {n for n in asked if n not in known and not any(k.startswith(n) for k in known)}

@@ -58,7 +58,17 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     wanted = experiment(budget=Budget(team="vision"))
     with Journal.open(recorded.settings.journal_uri) as journal:
         team = journal.budgets.set("vision", limit_cpu_s=3600, limit_gpu_s=None)
-        record = of_record(journal.attempts(recorded.key), journal.spend(recorded.key), team, wanted, now=time.time())
+        record = of_record(
+            journal.attempts(recorded.key),
+            journal.spend(recorded.key),
+            team,
+            wanted,
+            now=time.time(),
+            ended_trials=5,
+            fence=3,
+            rungs=["3 go on, 6 stop", "1 go on, 2 stop"],
+            failures={"out_of_memory": 1},
+        )
         spent = journal.spend(recorded.key)
     readings = of_tick(Tick(), wanted, 2.0) + record
     for name, labels, _ in readings:
@@ -67,7 +77,12 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     assert (states["running"], states["done"], states["failed"]) == (3, 2, 0)
     assert only(readings, "tiltyard_sweep_driver_lag_seconds") == {"": 2.0}
     assert only(readings, "tiltyard_sweep_held_seconds") == {"cpu": spent.cpu_s, "gpu": 0.0}
-    assert only(readings, "tiltyard_sweep_lost_seconds")[""] == pytest.approx(3.0)
+    assert only(readings, "tiltyard_sweep_lost_seconds") == {"cpu": pytest.approx(3.0), "gpu": 0.0}
+    assert only(readings, "tiltyard_sweep_retries") == {"": 2.0}
+    assert only(readings, "tiltyard_sweep_restarts") == {"": 2.0}
+    assert only(readings, "tiltyard_sweep_trial_cost_seconds") == {"cpu": spent.cpu_s / 5, "gpu": 0.0}
+    assert only(readings, "tiltyard_sweep_rung_decisions") == {"went_on": 4, "stopped": 8}
+    assert only(readings, "tiltyard_sweep_failures")["out_of_memory"] == 1
     assert only(readings, "tiltyard_sweep_attempts")["failed"] == 2
     budget = {(la["resource"], la["kind"]): v for n, la, v in readings if n == "tiltyard_budget_seconds"}
     assert budget == {
