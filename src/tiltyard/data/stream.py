@@ -38,6 +38,7 @@ from tiltyard.data.streamed import StreamedFeed
 from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry, check_split
 from tiltyard.data.windows import Decoder, X, Y, narrow
 from tiltyard.errors import DataError, PreflightError
+from tiltyard.placement import AWAY_FROM_GPU_NODES, groups_of, store_sizes
 from tiltyard.preprocessing import Preprocessor
 
 __all__ = [
@@ -141,14 +142,17 @@ def _blocks(source: Any, *, concurrency: int) -> Iterator[pa.Table]:
     context = _quiet_context()
     context.execution_options.preserve_order = True
     dataset = ray.data.read_datasource(
-        source, ray_remote_args={"num_cpus": 0}, concurrency=concurrency, override_num_blocks=None
+        source,
+        ray_remote_args={"num_cpus": 0, "label_selector": AWAY_FROM_GPU_NODES},
+        concurrency=concurrency,
+        override_num_blocks=None,
     )
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:
             yield ray.get(ref)
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, label_selector=AWAY_FROM_GPU_NODES)
 class _Owner:
     """Reads splits through Ray Data when first asked, and owns their arrays in the object store."""
 
@@ -255,8 +259,9 @@ def share(
     """
     fitted = preprocessor or fit_preprocessor(store, version, features=features)
     resources: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    total = int(resources.get("object_store_memory", 0))
-    plans = plan_splits(version, fitted, allowed_bytes=int(total * memory_share), mode=mode)
+    smallest, total = store_sizes([n["Resources"] for n in ray.nodes() if n["Alive"]], groups_of(os.environ))  # type: ignore[no-untyped-call]
+    allowed = int(smallest * memory_share)  # resident splits are pulled whole by every node that trains
+    plans = plan_splits(version, fitted, allowed_bytes=allowed, mode=mode)
     for split in splits:
         if plans[split].num_rows == 0:
             raise DataError(
@@ -264,7 +269,7 @@ def share(
                 f"{[version.split_rows.get(s, 0) for s in SPLITS]}). Give it a share, or commit more rows."
             )
     if mode == "auto":
-        check_whole(version, plans, {s: w for s, w in whole.items() if s in splits}, int(total * memory_share))
+        check_whole(version, plans, {s: w for s, w in whole.items() if s in splits}, allowed)
     streamed = [s for s in splits if plans[s].mode == "streamed"]
     streams = readers = None
     if streamed:

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from tiltyard.placement import GPU_NODE_CPU
+
 Manifest = Mapping[str, Any]
 
 NAME_LIMITS = {"RayCluster": 53, "RayJob": 47, "RayService": 47, "RayCronJob": 36, "CronJob": 52}
@@ -158,6 +160,7 @@ def _head(head: Mapping[str, Any], at: str, *, v2: bool) -> Found:
 
 def _group(group: Mapping[str, Any], at: str, spec: Mapping[str, Any], *, scales: bool, v2: bool) -> Found:
     yield from _start_params(group, at)
+    yield from _gpu_group(group, at)
     few, many, now = (group.get(n) for n in ("minReplicas", "maxReplicas", "replicas"))
     if not scales and (few is None or many is None):
         yield at, "without autoscaling both minReplicas and maxReplicas must be said"
@@ -175,6 +178,17 @@ def _group(group: Mapping[str, Any], at: str, spec: Mapping[str, Any], *, scales
     if "priority" in group and not (v2 and _at_least(spec, 2, 56)):
         yield f"{at}.priority", "needs the autoscaler v2 and Ray 2.56 or newer"
     yield from _restart_policy(group, at, v2=v2)
+
+
+def _gpu_group(group: Mapping[str, Any], at: str) -> Found:
+    limits = [n for c in _containers(group) for n in c.get("resources", {}).get("limits", {}) if n.endswith("gpu")]
+    cpus = group.get("resources", {}).get("CPU", group.get("rayStartParams", {}).get("num-cpus"))
+    if limits and cpus != "0":
+        yield (
+            f"{at}.resources.CPU",
+            f"is {cpus!r} beside {limits[0]}: work without GPUs would take such a node and hold it. Wanted '0' (a string), with "
+            f"the CPUs as {GPU_NODE_CPU}",
+        )
 
 
 def _start_params(group: Mapping[str, Any], at: str) -> Found:

@@ -28,6 +28,7 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from tiltyard.errors import ServingError, TiltyardError
+from tiltyard.placement import AWAY_FROM_GPU_NODES
 from tiltyard.registry.address import CHAMPION, ModelAddress
 from tiltyard.serving import traffic
 from tiltyard.serving.answers import Answer, Described, Limits
@@ -65,7 +66,7 @@ HOLD_S = 20.0
 
 
 @serve.deployment(
-    ray_actor_options={"num_cpus": 0},
+    ray_actor_options={"num_cpus": 0, "label_selector": AWAY_FROM_GPU_NODES},
     max_ongoing_requests=256,
     max_queued_requests=64,
     backpressure_config={"status_code": 503, "retry_after_s": 1},

@@ -18,6 +18,7 @@ import pyarrow as pa
 from ray import serve
 
 from tiltyard.errors import RegistryError, ServingError, TiltyardError
+from tiltyard.placement import AWAY_FROM_GPU_NODES
 from tiltyard.registry.address import ModelAddress
 from tiltyard.registry.version import ModelVersion
 from tiltyard.serving import traffic
@@ -53,7 +54,11 @@ def served_key(model: str, there: Mapping[str, Any]) -> str:
     return same[0]
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000, logging_config=QUIET)
+@serve.deployment(
+    ray_actor_options={"num_cpus": 0, "label_selector": AWAY_FROM_GPU_NODES},
+    max_ongoing_requests=1000,
+    logging_config=QUIET,
+)
 class Registrar:
     """Asks MLflow where aliases point, for all replicas; fetches what is new into this machine's cache."""
 

@@ -29,6 +29,13 @@ class Node:
     name: str
     cpus: float
     gpus: float
+    gpu_node_cpus: float = 0
+    """CPUs that only a pack with GPUs may have (`tiltyard.placement`)."""
+
+    def holds(self, resources: Resources) -> bool:
+        """A pack fits while nothing else is there."""
+        cpus = max(self.cpus, self.gpu_node_cpus) if resources.gpus else self.cpus
+        return cpus >= resources.cpus and self.gpus >= resources.gpus
 
 
 def check_placement(resources: Resources, nodes: Sequence[Node]) -> None:
@@ -41,10 +48,10 @@ def check_placement(resources: Resources, nodes: Sequence[Node]) -> None:
     Raises:
         PreflightError: With the arithmetic, if none can.
     """
-    if any(node.cpus >= resources.cpus and node.gpus >= resources.gpus for node in nodes):
+    if any(node.holds(resources) for node in nodes):
         return
     wants = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
-    have = "; ".join(f"{n.name}: {n.cpus:g} CPUs, {n.gpus:g} GPUs" for n in nodes) or "no node at all"
+    have = "; ".join(map(_said, nodes)) or "no node at all"
     raise PreflightError(
         f"A pack holds {wants} on one node, and no node has that many: {have}. It would wait for ever. "
         f"Lower Experiment.resources{_which(resources, nodes)}, or run on a cluster with a node that large."
@@ -74,9 +81,15 @@ def object_store_bytes(*, memory_bytes: int, shared_bytes: int | None) -> int:
     return min(wanted, fits)
 
 
+def _said(node: Node) -> str:
+    kept = f", {node.gpu_node_cpus:g} more CPUs for packs with GPUs" if node.gpu_node_cpus else ""
+    return f"{node.name}: {node.cpus:g} CPUs, {node.gpus:g} GPUs{kept}"
+
+
 def _which(resources: Resources, nodes: Sequence[Node]) -> str:
     """Names what is too much, where it is one thing."""
-    cpus, gpus = max((n.cpus for n in nodes), default=0), max((n.gpus for n in nodes), default=0)
+    own = [max(n.cpus, n.gpu_node_cpus) if resources.gpus else n.cpus for n in nodes]
+    cpus, gpus = max(own, default=0), max((n.gpus for n in nodes), default=0)
     if resources.cpus > cpus and resources.gpus <= gpus:
         return f" (cpus to at most {cpus:g})"
     if resources.gpus > gpus and resources.cpus <= cpus:

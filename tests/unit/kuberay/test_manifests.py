@@ -23,9 +23,10 @@ from tiltyard.kuberay.client import unknown_fields
 from tiltyard.kuberay.description import variants
 from tiltyard.kuberay.files import files, patch, rendered, stale, write
 from tiltyard.kuberay.manifests.objects import Manifest
-from tiltyard.kuberay.manifests.rayjob import STOP_WAIT_S
+from tiltyard.kuberay.manifests.rayjob import STOP_WAIT_S, rayjob
 from tiltyard.kuberay.manifests.rayservice import with_tokens
 from tiltyard.kuberay.manifests.rendering import wanted_secrets
+from tiltyard.placement import NodeGroup, groups_of
 from tiltyard.submit.request import STOP_WAIT_S as STOP_WAIT_OF_A_SUBMISSION
 
 ROOT = Path(__file__).parents[3]
@@ -121,6 +122,38 @@ def test_gpus_are_only_in_groups_that_cpu_work_does_not_reach() -> None:
     assert body["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert (gpu["minReplicas"], gpu["priority"], gpu["idleTimeoutSeconds"]) == (0, 10, 120)
     assert "num-gpus" not in gpu["rayStartParams"]
+    assert gpu["resources"] == {"CPU": "0", "gpu_node_cpu": "7"}
+    assert gpu["labels"] == {"kind": "spot", "tiltyard.dev/gpu-node": "true"}
+    assert not {"resources", "labels"} & set(cpu)
+
+
+def told_groups(body: dict[str, Any]) -> list[list[NodeGroup]]:
+    """What every Ray pod of a cluster is told of its groups."""
+    templates = [g["template"] for g in (body["headGroupSpec"], *body["workerGroupSpecs"])]
+    envs = [t["spec"]["containers"][0]["env"] for t in templates]
+    return [groups_of({e["name"]: e.get("value", "") for e in env}) for env in envs]
+
+
+def test_every_ray_pod_is_told_what_its_own_cluster_may_become() -> None:
+    shared = clusters.find(clusters.objects(), "RayCluster")["spec"]
+    cpu, gpu = told_groups(shared)[0]
+    assert (cpu.most, cpu.offers, cpu.store_bytes) == (4, {"CPU": 4}, int(0.9 * 4 * 2**30))
+    assert (gpu.most, gpu.offers) == (8, {"CPU": 0, "GPU": 1, "gpu_node_cpu": 7})
+    assert told_groups(shared) == [[cpu, gpu]] * 3
+    job = clusters.find(clusters.objects(), "RayJob", "sweep")["spec"]["rayClusterSpec"]
+    assert [g.most for g in told_groups(job)[0]] == [2, 4], "the bounds of the job, not of the shared cluster"
+    spec = clusters.full()
+    queued = rayjob(spec, spec.job("sweep"), team=spec.team("speech"))["spec"]["rayClusterSpec"]
+    assert [g.most for g in told_groups(queued)[0]] == [2, 4]
+    assert [g["replicas"] for g in queued["workerGroupSpecs"]] == [2, 4]
+
+
+def test_object_store_fits_into_shared_memory_where_its_size_is_said() -> None:
+    body = clusters.find(clusters.objects(), "RayCluster")["spec"]
+    head, (cpu, gpu) = body["headGroupSpec"], body["workerGroupSpecs"]
+    assert head["rayStartParams"]["object-store-memory"] == str(int(0.9 * 2 * 2**30))
+    assert cpu["rayStartParams"] == {"object-store-memory": str(int(0.9 * 4 * 2**30))}
+    assert gpu["rayStartParams"] == {}, "Ray's own share of the memory, and KubeRay's /dev/shm of the whole of it"
 
 
 def test_every_pod_is_not_root_and_asks_for_what_it_may_use() -> None:

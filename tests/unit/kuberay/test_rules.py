@@ -49,6 +49,9 @@ CLUSTER: dict[str, tuple[Change, str]] = {
     "idle without v2": (lambda s: s["autoscalerOptions"].update(version="v1"), "idleTimeoutSeconds.*needs the autoscaler v2"),
     "priority of an older Ray": (lambda s: (s.update(rayVersion="2.55.0"), group(s).update(priority=1)), "needs.*Ray 2.56"),
     "labels": (lambda s: group(s)["rayStartParams"].update(labels="a=b"), "use the group's own `labels`"),
+    "CPUs beside GPUs": (
+        lambda s: s["workerGroupSpecs"][1].update(resources={"CPU": "7"}), "work without GPUs would take such a node"),
+    "CPUs beside GPUs, unsaid": (lambda s: s["workerGroupSpecs"][1].pop("resources"), "Wanted '0'.*as gpu_node_cpu"),
     "counted GPUs": (lambda s: group(s)["rayStartParams"].update({"num-gpus": "1"}), "follows from the container's limits"),
     "said twice": (
         lambda s: (group(s).update(resources={"CPU": "4"}), group(s)["rayStartParams"].update({"num-cpus": "4"})),

@@ -7,6 +7,7 @@ from typing import Any
 
 from tiltyard.kuberay.manifests.objects import labels_of, secret_env, without_empty
 from tiltyard.kuberay.spec import ClusterSpec, Image, Pod
+from tiltyard.placement import GROUPS_ENV, NodeGroup, to_env
 
 HOME = "/home/ray/tiltyard"
 USER, GROUP = 1000, 100
@@ -40,7 +41,6 @@ def store_env(spec: ClusterSpec) -> list[dict[str, Any]]:
         "TILTYARD_TRACKING_URI": tracking_uri(spec),
         "TILTYARD_DATA_URI": f"{spec.store.uri}/data",
         "TILTYARD_STORAGE_URI": f"{spec.store.uri}/storage",
-        "TILTYARD_CLUSTER_GROWS": "1",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,6 +79,7 @@ def ray_pod(
     is_head: bool,
     component: str,
     spot: bool = False,
+    groups: Sequence[NodeGroup] = (),
     files: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
     """Template of a Ray node.
@@ -91,6 +92,7 @@ def ray_pod(
         component: What its cluster is for: ``ray``, ``serving`` or the kind of a job. KubeRay adds the cluster's name and
             the node's type, and not the name of a RayService or RayJob above it.
         spot: Whether its node may be taken away.
+        groups: The workers that its cluster may have; a driver that starts before any of them must know.
         files: Secrets that are mounted: (Secret, folder, name of the volume).
     """
     resources: dict[str, Any] = {"cpu": pod.cpu, "memory": pod.memory}
@@ -121,7 +123,7 @@ def ray_pod(
             "image": image.name,
             "imagePullPolicy": image.pull_policy,
             "ports": [{"name": n, "containerPort": p} for n, p in ports.items()],
-            "env": store_env(spec),
+            "env": [*store_env(spec), {"name": GROUPS_ENV, "value": to_env(groups)}],
             "envFrom": object_store_env_from(spec),
             "resources": {"requests": resources, "limits": resources},
             "securityContext": container_security(),

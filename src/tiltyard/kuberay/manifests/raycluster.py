@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from tiltyard.kuberay.manifests.objects import Manifest, manifest
 from tiltyard.kuberay.manifests.pods import container_security, ray_pod
-from tiltyard.kuberay.spec import ClusterSpec, WorkerGroup
+from tiltyard.kuberay.spec import ClusterSpec, Pod, WorkerGroup, amount
+from tiltyard.placement import GPU_NODE_CPU, GPU_NODE_LABEL, NodeGroup, node_offers
 
 API = "ray.io/v1"
 RAY = "ray"
+_STORE_OF_SHM, _STORE_OF_MEMORY = Decimal("0.9"), Decimal("0.3")
+"""Ray's object store as a share of /dev/shm where its size is said, else of the memory, as Ray has it."""
 
 
 def raycluster(spec: ClusterSpec) -> Manifest:
@@ -45,6 +49,7 @@ def cluster_body(
         fixed: Number of workers of each group where it does not scale (Kueue admits a cluster as a whole).
         files: Secrets mounted in every pod.
     """
+    coming = [node_group(g, g.max_replicas if fixed is None else fixed[g.name]) for g in groups]
     body: dict[str, Any] = {
         "rayVersion": spec.ray_version,
         "enableInTreeAutoscaling": fixed is None,
@@ -52,11 +57,17 @@ def cluster_body(
         "authOptions": {"mode": "token", "secretName": spec.token_secret},
         "headGroupSpec": {
             # "0": no task runs on the head, so it cannot be killed by a trial's memory. A string: KubeRay takes no number.
-            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104 - behind the NetworkPolicies
+            "rayStartParams": {
+                "num-cpus": "0",
+                "dashboard-host": "0.0.0.0",  # noqa: S104 - behind the NetworkPolicies
+                **_store_param(spec.head),
+            },
             "serviceType": "ClusterIP",
-            "template": ray_pod(spec, spec.head, image=spec.image, is_head=True, component=component, files=files),
+            "template": ray_pod(
+                spec, spec.head, image=spec.image, is_head=True, component=component, groups=coming, files=files
+            ),
         },
-        "workerGroupSpecs": [_group(spec, group, component, fixed, files) for group in groups],
+        "workerGroupSpecs": [_group(spec, group, component, fixed, coming, files) for group in groups],
     }
     if fixed is None:
         body["autoscalerOptions"] = {
@@ -73,11 +84,33 @@ def cluster_body(
     return body
 
 
+def node_group(group: WorkerGroup, most: int) -> NodeGroup:
+    """What a sweep's driver is told of a group: its bound, and what each worker offers."""
+    pod = group.pod
+    return NodeGroup(
+        name=group.name,
+        most=most,
+        offers=node_offers(cpus=int(amount(pod.cpu)), gpus=pod.gpus),
+        store_bytes=store_bytes(pod),
+    )
+
+
+def store_bytes(pod: Pod) -> int:
+    """Bytes of a node's object store."""
+    return int(amount(pod.shm) * _STORE_OF_SHM if pod.shm else amount(pod.memory) * _STORE_OF_MEMORY)
+
+
+def _store_param(pod: Pod) -> dict[str, str]:
+    """Ray itself takes 0.3 of the memory, and puts what does not fit into /dev/shm on disk."""
+    return {"object-store-memory": str(store_bytes(pod))} if pod.shm else {}
+
+
 def _group(
     spec: ClusterSpec,
     group: WorkerGroup,
     component: str,
     fixed: Mapping[str, int] | None,
+    coming: Sequence[NodeGroup],
     files: Sequence[tuple[str, str, str]],
 ) -> dict[str, Any]:
     few, many = (group.min_replicas, group.max_replicas) if fixed is None else (fixed[group.name],) * 2
@@ -86,7 +119,7 @@ def _group(
         "replicas": few,
         "minReplicas": few,
         "maxReplicas": many,  # KubeRay's default is two thousand million
-        "rayStartParams": {},
+        "rayStartParams": _store_param(group.pod),
         "template": ray_pod(
             spec,
             group.pod,
@@ -94,11 +127,18 @@ def _group(
             is_head=False,
             component=component,
             spot=group.spot,
+            groups=coming,
             files=files,
         ),
     }
-    if group.labels:
-        found["labels"] = dict(group.labels)
+    labels = dict(group.labels)
+    if group.pod.gpus:
+        # No CPU: else work without GPUs takes such a node where the others are full, and holds it. KubeRay and Ray's
+        # autoscaler both take the GPUs from the container's limits.
+        found["resources"] = {"CPU": "0", GPU_NODE_CPU: group.pod.cpu}
+        labels[GPU_NODE_LABEL] = "true"
+    if labels:
+        found["labels"] = labels
     if fixed is None:
         found["idleTimeoutSeconds"] = group.idle_s
         if group.priority:

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import ray
@@ -19,6 +19,8 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray._private.utils import get_num_cpus
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 
+from tiltyard.experiment import Resources
+from tiltyard.placement import GPU_NODE_CPU, NodeGroup, asked, at_once, fit
 from tiltyard.ray_address import probe
 from tiltyard.sweep.preflight import SHARED_MEMORY, Node, object_store_bytes
 
@@ -87,11 +89,20 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def nodes() -> list[Node] | None:
-    """The nodes of the Ray that is up, or the one that `ensure_ray` would start; None before a cluster is joined."""
+def nodes(groups: Sequence[NodeGroup] = ()) -> list[Node] | None:
+    """The nodes that may come, or those of the Ray that is up, or the one that `ensure_ray` would start.
+
+    Args:
+        groups: What the cluster's description says (`tiltyard.placement.groups_of`).
+
+    Returns:
+        None before a cluster is joined that nothing is known of.
+    """
+    if groups:
+        return [_node(f"{g.name}, at most {g.most}", g.offers) for g in groups]
     if ray.is_initialized():
         found = [(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
-        return [Node(name=name, cpus=has.get("CPU", 0), gpus=has.get("GPU", 0)) for name, has in found]
+        return [_node(name, has) for name, has in found]
     if os.environ.get("RAY_ADDRESS"):
         return None
     import torch
@@ -99,12 +110,17 @@ def nodes() -> list[Node] | None:
     return [Node(name="this machine", cpus=get_num_cpus(), gpus=torch.cuda.device_count())]
 
 
-def slots(cpus: float, gpus: float) -> int:
-    """How many packs the cluster holds at once now."""
+def _node(name: str, has: Mapping[str, float]) -> Node:
+    return Node(name=name, cpus=has.get("CPU", 0), gpus=has.get("GPU", 0), gpu_node_cpus=has.get(GPU_NODE_CPU, 0))
+
+
+def slots(resources: Resources, groups: Sequence[NodeGroup] = ()) -> int:
+    """How many packs the cluster holds at once: at its bounds where it is described, else now."""
+    ask = asked(resources, groups)
+    if groups:
+        return max(1, at_once(ask, groups))
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    by_cpu = int(have.get("CPU", 0) // cpus) if cpus else 1 << 16
-    by_gpu = int(have.get("GPU", 0) // gpus) if gpus else 1 << 16
-    return max(1, min(by_cpu, by_gpu))
+    return max(1, fit(ask, have))
 
 
 def _object_store_bytes() -> int:

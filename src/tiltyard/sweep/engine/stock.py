@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ from tiltyard.distributions import Choice
 from tiltyard.experiment import Experiment, Halving, Hyperband, Variant
 from tiltyard.journal import Attempt, CellScore
 from tiltyard.models import builder
+from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.driver import SweepDriver, quiet
 from tiltyard.sweep.engine.execute import CURVES
 from tiltyard.sweep.engine.own import Child, wrong_report
@@ -62,7 +64,7 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
     conductor = _Conductor(driver, group, trials)
     quiet()
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(group, experiment, post), {"CPU": resources.cpus, "GPU": resources.gpus}),
+        tune.with_resources(_trainable(group, experiment, post), asked(resources, groups_of(os.environ))),
         param_space=_param_space(list(trials.values())),
         tune_config=tune.TuneConfig(
             scheduler=_scheduler(conductor, experiment, group),
