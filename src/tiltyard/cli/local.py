@@ -31,6 +31,9 @@ def up(
         None, min=0.1, help="Size of Ray's object store in GiB (default: 30% of memory)."
     ),
     timeout: float = typer.Option(90.0, min=1.0, help="Seconds that the servers may take to answer."),
+    prometheus: bool = typer.Option(
+        True, "--prometheus/--no-prometheus", help="Also start Prometheus, where it is installed."
+    ),
 ) -> None:
     """Start a Ray head and an MLflow server on this machine, on loopback and free ports."""
     from tiltyard.local import up as cluster
@@ -43,7 +46,7 @@ def up(
     console = _console()
     settings = Settings.from_env()
     with Console(stderr=True).status("Starting Ray and MLflow ..."):
-        outcome = cluster.up(settings, size=size, timeout_s=timeout, say=console.print)
+        outcome = cluster.up(settings, size=size, timeout_s=timeout, prometheus=prometheus, say=console.print)
     console.print(f"Up, in {outcome.seconds:.0f} s." if outcome.started else "It is up already.")
     _show(console, settings)
 
@@ -113,7 +116,7 @@ def _show(console: Console, settings: Settings) -> bool:
     return all(s.answers for s in services)
 
 
-_LABELS = {"ray": "Ray dashboard", "mlflow": "MLflow"}
+_LABELS = {"ray": "Ray dashboard", "mlflow": "MLflow", "prometheus": "Prometheus", "record": "Metrics of the record"}
 
 
 @app.command()

@@ -6,6 +6,7 @@ password travel in the environment, the token in a file of mode 0600.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from tiltyard.local.state import MARK_ENV, Cluster
 from tiltyard.serving.environment import SERVE_ENV
 from tiltyard.settings import Settings
 
-RAY, MLFLOW = "ray", "mlflow"
+RAY, MLFLOW, PROMETHEUS, RECORD = "ray", "mlflow", "prometheus", "record"
 RAY_PORTS = (
     "gcs",
     "dashboard",
@@ -72,8 +73,19 @@ def _shared_env(env: Mapping[str, str], cluster: Cluster) -> dict[str, str]:
     }
 
 
-def ray_env(env: Mapping[str, str], settings: Settings, cluster: Cluster, ports: Mapping[str, int]) -> dict[str, str]:
-    """Environment of the Ray head; every job and worker inherits it, and so finds the stores."""
+def ray_env(
+    env: Mapping[str, str],
+    settings: Settings,
+    cluster: Cluster,
+    ports: Mapping[str, int],
+    *,
+    prometheus: str | None = None,
+) -> dict[str, str]:
+    """Environment of the Ray head; every job and worker inherits it, and so finds the stores.
+
+    ``prometheus`` is the address of the one that is started beside it: Ray's dashboard asks it for its graphs.
+    """
+    asks = {} if prometheus is None else {"RAY_PROMETHEUS_HOST": prometheus, "RAY_PROMETHEUS_NAME": "Prometheus"}
     return {
         **_shared_env(env, cluster),
         **store_env(settings),
@@ -84,6 +96,7 @@ def ray_env(env: Mapping[str, str], settings: Settings, cluster: Cluster, ports:
         "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
         "RAY_GRAFANA_HOST": env.get("RAY_GRAFANA_HOST", "DISABLED"),
+        **asks,
     }
 
 
@@ -134,6 +147,43 @@ def mlflow_argv(port: int) -> list[str]:
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--allowed-hosts", hosts, "--cors-allowed-origins", f"http://localhost:{port},http://127.0.0.1:{port}"),
     ]
+
+
+def prometheus_program() -> str | None:
+    """Where Prometheus is installed (Debian: ``apt-get install prometheus``); None where it is not."""
+    return shutil.which("prometheus")
+
+
+def prometheus_argv(program: str, folder: Path, port: int) -> list[str]:
+    """Prometheus on loopback, with its data in ``folder``: two weeks of them, 1 GB at most."""
+    return [
+        program,
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        "--storage.tsdb.retention.time=15d",
+        "--storage.tsdb.retention.size=1GB",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+
+
+def prometheus_env(env: Mapping[str, str], settings: Settings, cluster: Cluster) -> dict[str, str]:
+    """Environment of Prometheus: nothing but what it needs and the mark."""
+    kept = {k: v for k, v in env.items() if k in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}}
+    return {**kept, MARK_ENV: cluster.id, "TILTYARD_HOME": str(settings.home)}
+
+
+def record_argv(port: int) -> list[str]:
+    """The exporter of what stands in the record."""
+    return [sys.executable, "-m", "tiltyard.telemetry.exporter", "--port", str(port)]
+
+
+def record_env(env: Mapping[str, str], settings: Settings, cluster: Cluster, mlflow: str | None) -> dict[str, str]:
+    """Environment of the exporter: the same stores, but the registry through the MLflow server that starts beside it.
+
+    Two processes that open a new SQLite store of MLflow at once both make its tables, and one of them fails.
+    """
+    found = {**_shared_env(env, cluster), **store_env(settings)}
+    return found if mlflow is None else {**found, "TILTYARD_TRACKING_URI": mlflow}
 
 
 def has_own_server(tracking_uri: str) -> bool:

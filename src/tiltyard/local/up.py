@@ -1,8 +1,8 @@
 """Starting, showing and ending a whole cluster on this machine.
 
-`up` starts a Ray head and an MLflow server on the stores of `Settings`, waits until both answer, and records what it
-started; `down` ends exactly that. Everything listens on 127.0.0.1, Ray asks for a token. Another server is one more
-entry in `_plan`.
+`up` starts a Ray head and an MLflow server on the stores of `Settings`, and where Prometheus is installed also that, with
+the exporter of the record; it waits until all answer, and records what it started; `down` ends exactly that. Everything
+listens on 127.0.0.1, Ray asks for a token. Another server is one more entry in `_plan`.
 
 What it never does: end a process it did not start, touch another Ray on this machine, put a token or a password in an
 argument, a log or the state file.
@@ -11,6 +11,7 @@ argument, a log or the state file.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import secrets
 import shutil
@@ -28,6 +29,7 @@ from tiltyard.errors import MachineError
 from tiltyard.local import commands, ports, processes, state
 from tiltyard.local.state import Cluster, Service
 from tiltyard.settings import Settings
+from tiltyard.telemetry.alerts import rules_file, scrape_file
 
 _SOCKET_PATH_LIMIT = 107
 """Bytes of a UNIX socket's path (sun_path, Linux unix(7)), less the closing zero."""
@@ -84,13 +86,21 @@ class _Planned:
     ready: Callable[[], bool]
 
 
-def up(settings: Settings, *, size: Size = Size(), timeout_s: float = 90.0, say: Say = lambda _: None) -> Outcome:
+def up(
+    settings: Settings,
+    *,
+    size: Size = Size(),
+    timeout_s: float = 90.0,
+    prometheus: bool = True,
+    say: Say = lambda _: None,
+) -> Outcome:
     """Starts the cluster of this home, or finds it running.
 
     Args:
         settings: Which stores it stands on.
         size: What the Ray head may use.
         timeout_s: How long the servers may take to answer.
+        prometheus: Also start Prometheus, where it is installed.
         say: Told in one line what is going on.
 
     Raises:
@@ -105,7 +115,7 @@ def up(settings: Settings, *, size: Size = Size(), timeout_s: float = 90.0, say:
                 return Outcome(cluster=cluster, started=False, seconds=time.monotonic() - begun)
             say("The state file tells of a cluster that does not run as a whole any more; clearing what is left of it.")
             _end(settings, cluster)
-        cluster = _start(settings, os.environ, size, timeout_s)
+        cluster = _start(settings, os.environ, size, timeout_s, prometheus)
         return Outcome(cluster=cluster, started=True, seconds=time.monotonic() - begun)
 
 
@@ -178,11 +188,11 @@ def _ray_program() -> str:
     return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
-def _start(settings: Settings, env: Mapping[str, str], size: Size, timeout_s: float) -> Cluster:
+def _start(settings: Settings, env: Mapping[str, str], size: Size, timeout_s: float, prometheus: bool) -> Cluster:
     cluster = _fresh(settings)
     state.write(settings.cluster_state, cluster)
     try:
-        plan = _plan(settings, env, cluster, size)
+        plan = _plan(settings, env, cluster, size, prometheus=prometheus)
         for planned in plan:
             log = settings.cluster_state / "logs" / f"{planned.name}.log"
             process = processes.spawn(planned.argv, planned.env, log)
@@ -227,9 +237,12 @@ def _short_folder() -> str:
     )
 
 
-def _plan(settings: Settings, env: Mapping[str, str], cluster: Cluster, size: Size) -> list[_Planned]:
+def _plan(
+    settings: Settings, env: Mapping[str, str], cluster: Cluster, size: Size, *, prometheus: bool
+) -> list[_Planned]:
     """Every server to start."""
-    names = [f"ray_{p}" for p in commands.RAY_PORTS] + [commands.MLFLOW]
+    program = commands.prometheus_program() if prometheus else None
+    names = [f"ray_{p}" for p in commands.RAY_PORTS] + [commands.MLFLOW, commands.PROMETHEUS, commands.RECORD]
     chosen = ports.choose(names, seed=cluster.home)
     ray_ports = {name: chosen[f"ray_{name}"] for name in commands.RAY_PORTS}
     ray_url = f"http://127.0.0.1:{ray_ports['dashboard']}"
@@ -246,13 +259,20 @@ def _plan(settings: Settings, env: Mapping[str, str], cluster: Cluster, size: Si
                 gpus=size.gpus,
                 object_store_bytes=size.object_store_bytes,
             ),
-            env=commands.ray_env(env, settings, cluster, ray_ports),
+            env=commands.ray_env(
+                env,
+                settings,
+                cluster,
+                ray_ports,
+                prometheus=None if program is None else f"http://127.0.0.1:{chosen[commands.PROMETHEUS]}",
+            ),
             # Answers once the job manager does, which is what a submission needs.
             ready=lambda: _answers(f"{ray_url}/api/jobs/", token=token),
         )
     ]
+    mlflow = None
     if not commands.has_own_server(settings.tracking_uri):
-        url = f"http://127.0.0.1:{chosen[commands.MLFLOW]}"
+        mlflow = url = f"http://127.0.0.1:{chosen[commands.MLFLOW]}"
         planned.append(
             _Planned(
                 name=commands.MLFLOW,
@@ -263,7 +283,47 @@ def _plan(settings: Settings, env: Mapping[str, str], cluster: Cluster, size: Si
                 ready=lambda: _answers(f"{url}/health"),
             )
         )
+    if program is not None:
+        planned += _watching(settings, env, cluster, program, chosen, mlflow)
     return planned
+
+
+def _watching(
+    settings: Settings,
+    env: Mapping[str, str],
+    cluster: Cluster,
+    program: str,
+    ports: Mapping[str, int],
+    mlflow: str | None,
+) -> list[_Planned]:
+    """Prometheus, and the exporter of the record that it scrapes beside Ray."""
+    port, record = ports[commands.PROMETHEUS], ports[commands.RECORD]
+    folder = settings.cluster_state / "prometheus"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = str(Path(cluster.temp_dir) / "prom_metrics_service_discovery.json")
+    rules = folder / "rules.yaml"
+    rules.write_text(json.dumps(rules_file()))  # JSON is YAML
+    config = scrape_file(ray=found, record=f"127.0.0.1:{record}", rules=str(rules))
+    (folder / "prometheus.yaml").write_text(json.dumps(config))
+    url, metrics = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{record}/metrics"
+    return [
+        _Planned(
+            name=commands.PROMETHEUS,
+            url=url,
+            ports={"http": port},
+            argv=commands.prometheus_argv(program, folder, port),
+            env=commands.prometheus_env(env, settings, cluster),
+            ready=lambda: _answers(f"{url}/-/ready"),
+        ),
+        _Planned(
+            name=commands.RECORD,
+            url=metrics,
+            ports={"http": record},
+            argv=commands.record_argv(record),
+            env=commands.record_env(env, settings, cluster, mlflow),
+            ready=lambda: _answers(metrics),
+        ),
+    ]
 
 
 def _wait_until_ready(plan: list[_Planned], cluster: Cluster, timeout_s: float) -> None:

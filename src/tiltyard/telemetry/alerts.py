@@ -298,3 +298,26 @@ def rules_file() -> dict[str, Any]:
             {"name": "tiltyard-alerts", "interval": "30s", "rules": alerts},
         ]
     }
+
+
+def scrape_file(
+    *,
+    ray: str = "/tmp/ray/prom_metrics_service_discovery.json",  # noqa: S108 - where Ray puts it
+    record: str = "127.0.0.1:9105",
+    rules: str = "rules.yaml",
+) -> dict[str, Any]:
+    """What a Prometheus beside a Ray head on this machine reads.
+
+    Args:
+        ray: File in which Ray says where its ports are; it renews it.
+        record: Where `tiltyard.telemetry.exporter` answers.
+        rules: File of the rules.
+    """
+    return {
+        "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
+        "rule_files": [rules],
+        "scrape_configs": [
+            {"job_name": "ray", "file_sd_configs": [{"files": [ray]}]},
+            {"job_name": "tiltyard-record", "static_configs": [{"targets": [record]}]},
+        ],
+    }

@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 
-from tiltyard.telemetry.alerts import rules_file
+from tiltyard.telemetry.alerts import rules_file, scrape_file
 from tiltyard.telemetry.boards import BOARDS, VARIABLES, Board, Panel
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -35,7 +35,7 @@ def files() -> dict[str, str]:
     """Every file under ``dashboards/`` that is made, by its name."""
     made = {f"{board.uid}.json": _text(board) for board in BOARDS}
     made["rules.yaml"] = GENERATED + yaml.safe_dump(rules_file(), sort_keys=False, width=120)
-    made["prometheus.yaml"] = GENERATED.replace("alerts", "dashboards") + yaml.safe_dump(_scrape(), sort_keys=False)
+    made["prometheus.yaml"] = GENERATED + yaml.safe_dump(scrape_file(), sort_keys=False)
     return made
 
 
@@ -63,17 +63,6 @@ def model(board: Board) -> dict[str, Any]:
     """A board as Grafana's API takes it."""
     found: dict[str, Any] = json.loads(_text(board))
     return found
-
-
-def _scrape() -> dict[str, Any]:
-    """What a Prometheus beside ``tiltyard up`` reads: Ray says where its ports are in a file that it renews."""
-    return {
-        "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {"job_name": "ray", "file_sd_configs": [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]}  # noqa: S108
-        ],
-    }
 
 
 def _text(board: Board) -> str:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from tiltyard.evaluation.folding import Evaluated
@@ -77,7 +79,7 @@ class RecordReader:
                 self._evaluations(journal)
 
         def models() -> None:
-            known = self._known()
+            known = self._known() if _exists(self._settings.tracking_uri) else []
             found.extend(record.of_models(known, [r for _, r in self._results.values()], now=now))
 
         attempt("datasets", data)
@@ -121,6 +123,11 @@ class RecordReader:
                     if role in version.aliases
                 ]
         return sorted(found, key=lambda k: (record.ROLES.index(k.role), -k.created))
+
+
+def _exists(uri: str) -> bool:
+    """False where MLflow's embedded store is not there yet: reading would make it."""
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def exposition(readings: Readings) -> str:
@@ -242,6 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container, behind a NetworkPolicy")
     parser.add_argument("--every", type=float, default=EVERY_S, help="seconds between two looks at the record")
     options = parser.parse_args(argv)
+    os.nice(10)  # whoever trains or serves on this machine comes first
     made = Exporter(Settings.from_env(), port=options.port, host=options.host, every_s=options.every)
     ended = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):

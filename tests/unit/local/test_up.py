@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tiltyard.errors import MachineError
 from tiltyard.local import commands, processes, state
 from tiltyard.local import up as local
 from tiltyard.settings import Settings
+from tiltyard.telemetry.alerts import rules_file
 
 ANSWER = """
 import http.server, sys
@@ -41,6 +43,7 @@ def settings(tmp_path: Path) -> Settings:
 def small_servers(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[dict[str, str]]:
     """Replaces both servers' programs; a test changes the code of one by name. What is up is ended afterwards."""
     code = {"ray": ANSWER, "mlflow": ANSWER}
+    monkeypatch.setattr(commands, "prometheus_program", lambda: None)
 
     def ray(_cluster: Any, ports: Mapping[str, int], **_: Any) -> list[str]:
         return [sys.executable, "-S", "-c", code["ray"], str(ports["dashboard"])]
@@ -152,6 +155,34 @@ def test_up_on_a_tracking_server_of_ones_own_starts_no_other(tmp_path: Path) -> 
         assert [s.name for s in local.up(settings).cluster.services] == ["ray"]
     finally:
         local.down(settings)
+
+
+def test_up_where_prometheus_is_installed_starts_it_on_the_ray_of_this_home_and_rays_dashboard_asks_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(port: int) -> list[str]:
+        return [sys.executable, "-S", "-c", ANSWER, str(port)]
+
+    monkeypatch.setattr(commands, "prometheus_program", lambda: "/usr/bin/prometheus")
+    monkeypatch.setattr(commands, "prometheus_argv", lambda program, folder, port: small(port))
+    monkeypatch.setattr(commands, "record_argv", small)
+    cluster = local.up(settings).cluster
+    assert [s.service.name for s in local.status_of(cluster) if s.answers] == ["ray", "mlflow", "prometheus", "record"]
+    urls = {s.name: s.url for s in cluster.services}
+    folder = settings.cluster_state / "prometheus"
+    config = yaml.safe_load((folder / "prometheus.yaml").read_text())
+    ray, record = config["scrape_configs"]
+    assert ray["file_sd_configs"][0]["files"] == [f"{cluster.temp_dir}/prom_metrics_service_discovery.json"]
+    assert f"http://{record['static_configs'][0]['targets'][0]}/metrics" == urls["record"]
+    assert yaml.safe_load(Path(config["rule_files"][0]).read_text()) == rules_file()
+    env = processes.find(cluster.services[0].process).environ()  # type: ignore[union-attr]
+    assert env["RAY_PROMETHEUS_HOST"] == urls["prometheus"]
+    told = processes.find(cluster.services[3].process).environ()  # type: ignore[union-attr]
+    assert told["TILTYARD_TRACKING_URI"] == urls["mlflow"]
+    ended = local.down(settings)
+    assert ended is not None
+    assert ended.processes == 4
+    assert [s.name for s in local.up(settings, prometheus=False).cluster.services] == ["ray", "mlflow"]
 
 
 def test_submit_line_names_mode_token_file_address_and_job(settings: Settings) -> None:
