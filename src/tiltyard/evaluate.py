@@ -17,11 +17,12 @@ from tiltyard.errors import TiltyardError
 from tiltyard.evaluation.spec import Evaluation
 from tiltyard.jobfile import load_evaluation
 from tiltyard.ray_token import use_own_token
+from tiltyard.report.progress import showing
 from tiltyard.report.terminal import output
 from tiltyard.settings import Settings, shows_tracebacks
 
 if TYPE_CHECKING:
-    from tiltyard.evaluation.runner import Done
+    from tiltyard.evaluation.pairs import Done
 
 
 def evaluate_main(path: str, argv: Sequence[str] | None = None) -> None:
@@ -63,7 +64,8 @@ def run_evaluation(spec: Evaluation, *, settings: Settings | None = None) -> int
     from tiltyard.report.evaluations import overview
 
     console = output()
-    done = evaluate(settings, spec, say=console.print)
+    with showing():
+        done = evaluate(settings, spec, say=console.print)
     results = [(d.result, d.outcome) for d in done if d.result is not None]
     if results:
         console.print(overview(results))

@@ -22,6 +22,7 @@ from tiltyard.errors import SpecError, TiltyardError
 from tiltyard.experiment import Experiment
 from tiltyard.jobfile import load_experiment
 from tiltyard.ray_token import use_own_token
+from tiltyard.report.progress import showing
 from tiltyard.report.telling import Teller
 from tiltyard.report.terminal import output
 from tiltyard.settings import Settings, shows_tracebacks
@@ -46,7 +47,8 @@ def main(path: str, argv: Sequence[str] | None = None) -> None:
     if names == []:
         parser.error("--datasets: name at least one dataset, e.g. --datasets wine,digits")
     try:
-        code = run_file(path, trials=options.trials, datasets=names, seed=options.seed)
+        with showing():
+            code = run_file(path, trials=options.trials, datasets=names, seed=options.seed)
     except TiltyardError as error:
         if shows_tracebacks():
             raise

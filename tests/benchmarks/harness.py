@@ -76,6 +76,16 @@ def row(figure: Figure) -> str:
     return f"{figure.name:36} {figure.value:>12,.4g} {figure.unit:10} {figure.against:44} {against:>12} {ratio:>9}"
 
 
+def tell(name: str, done: int, total: int, elapsed_s: float) -> None:
+    """How far a run of several benchmarks is, on stderr: the table stays on stdout."""
+    from tiltyard.progress import Work
+    from tiltyard.report.progress import line
+
+    if total > 1:
+        work = Work(what=name, total=total, unit="benchmarks", done=done)
+        print(line(work, elapsed_s), file=sys.stderr, flush=True)
+
+
 def main(only: str = "") -> int:
     """Runs each benchmark in a process of its own, prints as it goes, and writes what was measured even where one failed.
 
@@ -86,7 +96,9 @@ def main(only: str = "") -> int:
     failed = 0
     print(f"{'figure':36} {'value':>12} {'unit':10} {'against':44} {'its value':>12} {'ratio':>9}", flush=True)
     with tempfile.TemporaryDirectory(prefix="ty-bench-") as folder:
-        for name, _ in load(only):
+        wanted, begun = [name for name, _ in load(only)], time.monotonic()
+        for number, name in enumerate(wanted):
+            tell(name, number, len(wanted), time.monotonic() - begun)
             told = Path(folder) / f"{name}.jsonl"
             done = subprocess.run([sys.executable, __file__, "--alone", name, str(told)], check=False)
             failed += done.returncode != 0

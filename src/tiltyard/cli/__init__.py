@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from tiltyard.errors import TiltyardError
+from tiltyard.progress import Lazily, Listener, told_to
 from tiltyard.settings import DEBUG_ENV, shows_tracebacks
 
 
@@ -315,11 +316,19 @@ def show_error(error: TiltyardError) -> None:
     console.print(Text("error: ", style="bold red") + Text(str(error)))
 
 
+def _display() -> Listener:
+    """What shows long work; imported when there is some, so that help stays fast."""
+    from tiltyard.report.progress import LongWorks
+
+    return LongWorks()
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of ``tiltyard``; leaves by ``SystemExit`` with the codes of the module docstring."""
     command = typer.main.get_command(app)
     try:
-        command(args=None if args is None else list(args), prog_name="tiltyard")
+        with told_to(Lazily(_display)):
+            command(args=None if args is None else list(args), prog_name="tiltyard")
     except TiltyardError as error:
         if shows_tracebacks():
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from tiltyard.progress import work
 from tiltyard.settings import Settings
 
 app = typer.Typer()
@@ -26,7 +27,7 @@ def calibrate(
     kind = device.partition(":")[0]
     settings, console = Settings.from_env(), Console(highlight=False, soft_wrap=True)
     if not show:
-        with Console(stderr=True).status(f"Measuring packs on {device} ..."):
+        with work(f"measure packs on {device}"):
             measure_sizes(settings, device, seconds=seconds)
     sizes = sizes_of(settings, kind)
     where = (

@@ -370,13 +370,18 @@ def _connect(context: str | None) -> Kubernetes:
 
 def _wait(connected: Kubernetes, manifests: list[Manifest], timeout: float) -> None:
     from tiltyard.kuberay.api import Ref
-    from tiltyard.kuberay.waiting import WAITED_FOR, State, wait
-
-    def say(ref: Ref, state: State) -> None:
-        _say(f"{ref.kind}/{ref.name}: {state.what}, {state.text}")
+    from tiltyard.kuberay.waiting import READY, WAITED_FOR, State, wait
+    from tiltyard.progress import work
 
     refs = [Ref.of(m) for m in manifests if m["kind"] in WAITED_FOR]
-    wait(connected, refs, timeout_s=timeout, say=say)
+    with work("wait for the cluster", total=len(refs), unit="objects") as doing:
+
+        def say(ref: Ref, state: State) -> None:
+            _say(f"{ref.kind}/{ref.name}: {state.what}, {state.text}")
+            if state.what == READY:
+                doing.advance()
+
+        wait(connected, refs, timeout_s=timeout, say=say)
     typer.echo(f"Ready: {', '.join(f'{r.kind}/{r.name}' for r in refs)}.")
 
 

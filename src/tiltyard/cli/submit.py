@@ -181,9 +181,7 @@ def cancel(
 
 def watch_job(job: str | None, cluster: str | None, address: str | None) -> int:
     """Follows a job by its state, without a journal, until it ends; the exit code."""
-    from rich.console import Console
-
-    from tiltyard.report.terminal import clock_time
+    from tiltyard.progress import work
     from tiltyard.submit.following import wait_until_ended
 
     connected = _connect(cluster, address)
@@ -192,13 +190,11 @@ def watch_job(job: str | None, cluster: str | None, address: str | None) -> int:
         typer.echo("No job yet. Send one: tiltyard submit jobs/first_sweep.py")
         return 1
     job_id = found.id
-    with Console(stderr=True).status("") as status:
+    with work(f"{job_id}  {found.state}") as watched:
 
         def look(_: float) -> None:
-            now = connected.job(job_id)
             lines = [line for line in connected.logs(job_id).splitlines() if line.strip()] or [""]
-            took = clock_time(time.time() - (now.started or time.time()))
-            status.update(f"{job_id}  {now.state}  {took}  {lines[-1][:120]}")
+            watched.what = f"{job_id}  {connected.job(job_id).state}  {lines[-1][:120]}"
             time.sleep(1.0)
 
         ended = wait_until_ended(connected, job_id, timeout_s=float("inf"), pause=look)

@@ -30,6 +30,7 @@ from tiltyard.data.prepare import Prepared, prepare
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetSpec, DatasetVersion, newest
 from tiltyard.errors import CommitConflictError, DataError, SpecError
+from tiltyard.progress import work
 from tiltyard.types import Task
 
 ROUNDS = 16
@@ -191,11 +192,13 @@ def _one_round(
     before = {v.version: v.successor_of for v in versions.values() if v.successor_of is not None}
     plan = plan_deletion(counts, kept, head.version, before)
     made = dict(plan.standing)
-    for number in plan.publish:
-        old = versions[number]
-        if counts[number] < old.num_rows:  # of an older version nothing may be left: then it has no successor
-            rest = functools.partial(_without, store, old, intent)
-            made[number] = store.succeed(old, rest, f"{old.ref} without rows deleted by key").version
+    with work(f"write {name} without the rows", total=len(plan.publish), unit="versions") as doing:
+        for number in plan.publish:
+            old = versions[number]
+            if counts[number] < old.num_rows:  # of an older version nothing may be left: then it has no successor
+                rest = functools.partial(_without, store, old, intent)
+                made[number] = store.succeed(old, rest, f"{old.ref} without rows deleted by key").version
+            doing.advance()
     last = newest(store.versions(name))
     assert last is not None
     to = {number: successor_for(number, made, last.version) for number in plan.bury}

@@ -23,6 +23,7 @@ from tiltyard.data import cards, rows
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetRef, DatasetVersion, check_split
 from tiltyard.errors import DataError, SpecError
+from tiltyard.progress import Work, work
 
 FORMATS: dict[str, Callable[[str, pa.Schema], Any]] = {
     "parquet": pq.ParquetWriter,
@@ -64,8 +65,10 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name in wanted:
-            _write(store, version, name, scratch / f"{name}.{form}", FORMATS[form])
+        rows_in_all = sum(version.split_rows[s] for s in wanted)
+        with work(f"export {version.ref}", total=rows_in_all, unit="rows") as doing:
+            for name in wanted:
+                _write(store, version, name, scratch / f"{name}.{form}", FORMATS[form], doing)
         (scratch / "README.md").write_text(cards.render(version, store.profile(version)))
         (scratch / "_dataset.json").write_text(json.dumps(version.to_json(), indent=1))
         scratch.chmod(0o755)
@@ -89,12 +92,18 @@ def _refuse_columns(version: DatasetVersion, form: str) -> None:
 
 
 def _write(
-    store: DatasetStore, version: DatasetVersion, split: str, where: Path, writer: Callable[[str, pa.Schema], Any]
+    store: DatasetStore,
+    version: DatasetVersion,
+    split: str,
+    where: Path,
+    writer: Callable[[str, pa.Schema], Any],
+    doing: Work,
 ) -> None:
     schema = pa.schema([(n, rows.type_of(kind)) for n, kind in version.schema.items()])
     with writer(str(where), schema) as sink:
         for part in _parts(store, version, split):
             sink.write_table(part.select(schema.names).cast(schema))
+            doing.advance(part.num_rows)
 
 
 def _parts(store: DatasetStore, version: DatasetVersion, split: str) -> Iterator[pa.Table]:

@@ -21,6 +21,7 @@ from tiltyard.data import order, rows
 from tiltyard.data.places import Place
 from tiltyard.data.profile import Builder
 from tiltyard.data.versions import FileEntry
+from tiltyard.progress import work
 
 WINDOWS_PER_FILE = 8
 """About half a million rows per file: enough files to read in parallel, few enough to open quickly."""
@@ -99,13 +100,12 @@ def write_split(
     """
     entries: list[FileEntry] = []
     windows = list(_windows(row_hash[places], bits))
-    for number, first in enumerate(range(0, len(windows), WINDOWS_PER_FILE)):
-        path = f"{rows.SPLIT}={split}/{run}-{number:05d}.parquet"
-        entries.append(
-            _write_file(
-                table, row_hash, places, windows[first : first + WINDOWS_PER_FILE], split, root / path, path, profile
-            )
-        )
+    with work(f"write the {split} split", total=len(places), unit="rows") as doing:
+        for number, first in enumerate(range(0, len(windows), WINDOWS_PER_FILE)):
+            path = f"{rows.SPLIT}={split}/{run}-{number:05d}.parquet"
+            of_file = windows[first : first + WINDOWS_PER_FILE]
+            entries.append(_write_file(table, row_hash, places, of_file, split, root / path, path, profile))
+            doing.advance(entries[-1].num_rows)
     return entries
 
 

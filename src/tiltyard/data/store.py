@@ -48,6 +48,7 @@ from tiltyard.data.versions import (
     newest,
 )
 from tiltyard.errors import CommitConflictError, DataError, DatasetNotFoundError
+from tiltyard.progress import work
 from tiltyard.types import check_name
 
 RETRIES = 64
@@ -242,7 +243,8 @@ class DatasetStore:
             CommitConflictError: If ``expect_parent`` is no longer the newest.
         """
         check_name(name, "Dataset")
-        table = sources.read(source, types=types, filesystem=self._filesystem_for(source))
+        with work(f"read the rows for {name}"):
+            table = sources.read(source, types=types, filesystem=self._filesystem_for(source))
 
         def plan(head: DatasetVersion | None) -> Prepared:
             return prepare(table, spec or (head.spec if head else DatasetSpec()))
@@ -258,7 +260,8 @@ class DatasetStore:
             DatasetNotFoundError: If there is no such dataset.
             DataError: If the columns are not those of the newest version.
         """
-        added = rows.canonical(sources.read(source, types=types, filesystem=self._filesystem_for(source)))
+        with work(f"read the rows for {name}"):
+            added = rows.canonical(sources.read(source, types=types, filesystem=self._filesystem_for(source)))
 
         def plan(head: DatasetVersion | None) -> Prepared:
             if head is None:

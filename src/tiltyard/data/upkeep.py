@@ -19,6 +19,7 @@ from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetRef, DatasetVersion, newest
 from tiltyard.errors import DataError, DatasetNotFoundError, SpecError
+from tiltyard.progress import work
 from tiltyard.types import check_name
 
 ORPHAN_HOURS = 24.0
@@ -295,8 +296,10 @@ def _stone_place(store: DatasetStore, version: DatasetVersion) -> Place:
 def sweep(store: DatasetStore, name: str, *, orphan_hours: float = ORPHAN_HOURS) -> Survey:
     """Removes the files that no version needs; returns what went, and what waits."""
     found = survey(store, name, orphan_hours=orphan_hours)
-    for path in found.free:
-        (store.root / name / path).remove()
+    with work(f"remove files of {name}", total=len(found.free), unit="files") as doing:
+        for path in found.free:
+            (store.root / name / path).remove()
+            doing.advance()
     return found
 
 

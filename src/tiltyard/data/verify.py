@@ -25,6 +25,7 @@ from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetVersion, content_digest, files_digest
 from tiltyard.errors import DataError, DatasetNotFoundError, TiltyardError
+from tiltyard.progress import work
 from tiltyard.types import check_name
 
 
@@ -88,8 +89,10 @@ def verify(store: DatasetStore, name: str, version: int | None = None) -> Verifi
         return sum((_version(store, folder, name, n, log) for n in [version]), log.about(version))
     if not numbers:
         store.history(name)  # says what there is
-    for number in numbers:
-        total += _version(store, folder, name, number, log)
+    with work(f"verify {name}", total=len(numbers), unit="versions") as doing:
+        for number in numbers:
+            total += _version(store, folder, name, number, log)
+            doing.advance()
     return total + _names(store, folder, name, numbers, stones)
 
 
@@ -232,18 +235,20 @@ def _files(folder: Place, version: DatasetVersion) -> Verified:
     ref = str(version.ref)
     found = Verified()
     sums: dict[str, list[str]] = {}
-    for file in version.files:
-        where, path = folder / "table" / file.path, f"table/{file.path}"
-        if not where.exists():
-            found += Verified(findings=(Finding(ref=ref, path=path, told="missing"),))
-            continue
-        data = where.read_bytes()
-        found += Verified(num_files=1, num_bytes=len(data))
-        if _sha(data) != file.sha256:
-            told = f"has changed: {len(data):,} bytes (written: {file.size_bytes:,}) whose SHA-256 is not the one in the record"
-            found += Verified(findings=(Finding(ref=ref, path=path, told=told),))
-            continue
-        sums.setdefault(file.split, []).append(_row_sum(data, sorted(version.schema)))
+    with work(f"read {ref}", total=sum(f.size_bytes for f in version.files), unit="bytes") as doing:
+        for file in version.files:
+            where, path = folder / "table" / file.path, f"table/{file.path}"
+            if not where.exists():
+                found += Verified(findings=(Finding(ref=ref, path=path, told="missing"),))
+                continue
+            data = where.read_bytes()
+            found += Verified(num_files=1, num_bytes=len(data))
+            if _sha(data) != file.sha256:
+                told = f"has changed: {len(data):,} bytes (written: {file.size_bytes:,}) whose SHA-256 is not the one in the record"
+                found += Verified(findings=(Finding(ref=ref, path=path, told=told),))
+                continue
+            sums.setdefault(file.split, []).append(_row_sum(data, sorted(version.schema)))
+            doing.advance(file.size_bytes)
     if found.findings:
         return found
     row_sums = {split: rows.add_sums(*parts) for split, parts in sums.items()}

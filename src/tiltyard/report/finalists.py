@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tiltyard.progress import Work
 from tiltyard.report import plots
 from tiltyard.report.findings import Findings
 from tiltyard.report.terminal import score
@@ -130,10 +131,11 @@ def _known(f: Findings) -> list[tuple[str, list[tuple[Row, Mapping[str, Any]]]]]
     return [(dataset, known) for dataset, known in every if known]
 
 
-def errors(f: Findings) -> list[dict[str, Any]]:
+def errors(f: Findings, doing: Work) -> list[dict[str, Any]]:
     """Calibration and confusion, dataset by dataset."""
     found = []
     for dataset, known in _known(f):
+        doing.advance()
         lines = [
             (row.name, i, calibration_bins(d["calibration"])) for i, (row, d) in enumerate(known) if d["calibration"]
         ]

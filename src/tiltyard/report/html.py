@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tiltyard.journal import Journal, Launch
+from tiltyard.progress import work
 from tiltyard.report.findings import gather
 from tiltyard.report.page import render
 from tiltyard.report.record import board_of, pick_launch, reading
@@ -34,7 +35,9 @@ def report(settings: Settings, wanted: str | None = None) -> tuple[Launch, str]:
     """
     with reading(settings) as journal:
         launch = pick_launch(journal, wanted)
-        return launch, render(gather(settings, journal, launch, board_of(settings, journal, launch)))
+        with work(f"read the record of {launch.experiment}"):
+            findings = gather(settings, journal, launch, board_of(settings, journal, launch))
+        return launch, render(findings)
 
 
 def drawing_at_end(settings: Settings) -> Callable[[str, Leaderboard, str | None], bytes | None]:

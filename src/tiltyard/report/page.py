@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tiltyard.experiment import Experiment
+from tiltyard.progress import Work, work
 from tiltyard.report import champions, finalists, plots
 from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, answer, evenly
 from tiltyard.report.terminal import clock_time, configuration, score
@@ -40,14 +41,16 @@ def render(findings: Findings) -> str:
     env = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    seen = {
-        "curves": _curves(findings),
-        "studies": _studies(findings),
-        "details": finalists.errors(findings),
-        "weak": finalists.weak_spots(findings),
-        "groups": finalists.groups(findings),
-        "champions": champions.shown(findings.champions),
-    }
+    total = len(findings.curves) + 2 * min(len(findings.studies), MOST_VARIANTS) + len(findings.board.tables)
+    with work(f"draw the report of {findings.experiment.name}", total=total, unit="plots") as doing:
+        seen = {
+            "curves": _curves(findings, doing),
+            "studies": _studies(findings, doing),
+            "details": finalists.errors(findings, doing),
+            "weak": finalists.weak_spots(findings),
+            "groups": finalists.groups(findings),
+            "champions": champions.shown(findings.champions),
+        }
     for figure in _figures(seen):
         figure["svg"] = Markup(figure["svg"])  # noqa: S704 - drawn here; matplotlib escapes the texts in it
     css = Markup((HERE / "page.css").read_text())  # noqa: S704 - our own file
@@ -200,9 +203,10 @@ def _matrix_cell(cell: CellOfMatrix) -> dict[str, Any]:
     }
 
 
-def _curves(f: Findings) -> list[dict[str, Any]]:
+def _curves(f: Findings, doing: Work) -> list[dict[str, Any]]:
     found = []
     for dataset, lines in f.curves.items():
+        doing.advance()
         if not lines:
             continue
         table = f.board.tables[dataset]
@@ -235,8 +239,13 @@ def _curve(line: CurveLine, marked: Sequence[str]) -> plots.Curve:
     )
 
 
-def _studies(f: Findings) -> list[dict[str, Any]]:
-    return [_study(f, s) for s in f.studies[:MOST_VARIANTS] if s.configs and any(s.configs)]
+def _studies(f: Findings, doing: Work) -> list[dict[str, Any]]:
+    found = []
+    for s in f.studies[:MOST_VARIANTS]:
+        if s.configs and any(s.configs):
+            found.append(_study(f, s))
+        doing.advance(2)
+    return found
 
 
 def _study(f: Findings, study: Study) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -26,6 +27,8 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from tiltyard.progress import told_to
 
 if TYPE_CHECKING:
     from tiltyard.sweep import plan as planning
@@ -192,10 +195,12 @@ class SweepProgress:
         self._printed: Snapshot | None = None
         self._printed_at = -math.inf
         self._live: Live | None = None
+        self._alone = ExitStack()
         self._empty = Snapshot(total=total, done=0, running=0, stopped=0, failed=0, elapsed_s=0.0)
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
+            self._alone.enter_context(told_to(None))  # two displays would draw over each other
             self._live = Live(
                 self._draw(self._empty), console=self._console, refresh_per_second=_REDRAW_PER_S, transient=False
             )
@@ -205,6 +210,7 @@ class SweepProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._alone.close()
         try:
             if self._live is not None:
                 self._live.stop()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tiltyard.errors import KeyConflictError, SubmitError
+from tiltyard.progress import work
 from tiltyard.submit.ray_jobs import ClusterAwayError, Job, JobExistsError
 from tiltyard.submit.request import META_KEY, Request, attempt_of, conflict, what_differs
 
@@ -89,13 +90,14 @@ def send(
                     return Sent(job_id=last[1].id, started=False, state=last[1].state)
             job_id = request.id_of(number + 1)
             try:
-                jobs.submit(
-                    job_id=job_id,
-                    entrypoint=request.entrypoint,
-                    package=package,
-                    env=request.runtime_env,
-                    metadata=request.metadata,
-                )
+                with work(f"send {job_id} to the cluster"):
+                    jobs.submit(
+                        job_id=job_id,
+                        entrypoint=request.entrypoint,
+                        package=package,
+                        env=request.runtime_env,
+                        metadata=request.metadata,
+                    )
             except JobExistsError:
                 if clock() > deadline:
                     raise
