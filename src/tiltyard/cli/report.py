@@ -90,23 +90,26 @@ def compare(
     facts = table("", *(f"{launch.experiment} {launch.key[:8]}" for launch in launches))
     facts.add_row("state", *(launch.state for launch in launches))
     facts.add_row("trials", *(f"{len(of):,}" for of in rows))
+    facts.add_row("took", *(clock_time((la.ended or time.time()) - la.started) for la in launches))
     facts.add_row("CPU time", *(clock_time(spend.cpu_s) for spend in spends))
+    if any(spend.gpu_s for spend in spends):
+        facts.add_row("GPU time", *(clock_time(spend.gpu_s) for spend in spends))
     scores = table("dataset", "first", "second", "the second is better by", "")
     for c in found:
-        scores.add_row(c.dataset, _side(c.first), _side(c.second), _better(c), c.verdict)
+        scores.add_row(c.dataset, _side(c.first, c.dataset), _side(c.second, c.dataset), _better(c), c.verdict)
     set_otherwise = table("set otherwise", "first", "second")
     for row in changed:
         set_otherwise.add_row(*row)
     show(facts, "", scores, "", set_otherwise if changed else "They are the same experiment but for code or data.")
 
 
-def _side(side: Side | None) -> str:
+def _side(side: Side | None, dataset: str) -> str:
     from tiltyard.report.terminal import score
 
     if side is None:
         return "-"
     interval = "" if side.low is None else f" [{score(side.low)}, {score(side.high)}]"
-    return f"{score(side.value)}{interval} {side.trial}"
+    return f"{score(side.value)}{interval}  {side.trial.replace(f'@{dataset}/', '/')}"
 
 
 def _better(c: Compared) -> str:
@@ -125,6 +128,7 @@ def roi(
     """Show what sweeps saved against the same trials by hand: hours of people and devices, time to an answer."""
     from tiltyard.report.record import reading
     from tiltyard.report.saved import FILE, Assumptions, of_journal, read, text_of, together
+    from tiltyard.report.saved import told as in_words
     from tiltyard.report.terminal import clock_time
 
     settings = Settings.from_env()
@@ -141,26 +145,41 @@ def roi(
         every = [(la, s) for la, s in of_journal(journal, assumed) if experiment in {None, la.experiment}]
     if not every:
         raise SpecError("No finished launch is recorded of it. See what there is: tiltyard runs")
+    experiments: dict[str, list[Saved]] = {}
     months: dict[str, list[Saved]] = {}
     for launch, s in every:
+        experiments.setdefault(launch.experiment, []).append(s)
         months.setdefault(time.strftime("%Y-%m", time.gmtime(launch.started)), []).append(s)
-    lines = [s for _, s in every] + [together(month, of) for month, of in months.items()]
+    lines = [together(name, of) for name, of in (*experiments.items(), *months.items())]
     if as_json:
         told = {"assumptions": asdict(assumed), "saved": [asdict(s) for s in lines]}
         typer.echo(json.dumps(told, indent=1))
         return
+    gpus = ("GPU time", "by hand") if any(s.gpu_s or s.by_hand_gpu_s for s in lines) else ()
     found = table(
-        "", "trials", "people", "by hand", "CPU time", "by hand", "GPU time", "by hand", "to an answer", "by hand"
+        "",
+        "launches",
+        "trials",
+        "people",
+        "by hand",
+        "CPU time",
+        "by hand",
+        *gpus,
+        "idea to answer",
+        "by hand",
     )
     for s in lines:
-        seconds = (s.person_s, s.by_hand_person_s, s.cpu_s, s.by_hand_cpu_s, s.gpu_s, s.by_hand_gpu_s)
+        seconds = (s.person_s, s.by_hand_person_s, s.cpu_s, s.by_hand_cpu_s)
+        more = (s.gpu_s, s.by_hand_gpu_s) if gpus else ()
         elapsed = (s.insight_s, s.by_hand_insight_s)
-        found.add_row(s.what, f"{s.trials:,}", *map(clock_time, (*seconds, *elapsed)))
-    worth = together("all", [s for _, s in every]).worth(assumed)
+        found.add_row(s.what, f"{s.launches:,}", f"{s.trials:,}", *map(clock_time, (*seconds, *more, *elapsed)))
+    whole = together("all", [s for _, s in every])
+    worth = whole.worth(assumed)
     priced = assumed.hourly_researcher or assumed.hourly_cpu or assumed.hourly_gpu
     show(
         found,
         "",
+        in_words(whole),
         "By hand: each trial set up by a person, trained alone to its full length, one after another, nothing reused.",
         *([f"Saved at the assumed prices: {worth:,.2f}"] if priced else []),
         f"Assumed ({path if path.exists() else 'defaults; edit them: tiltyard roi --write-assumptions'}):",

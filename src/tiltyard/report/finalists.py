@@ -146,6 +146,7 @@ def errors(f: Findings, doing: Work) -> list[dict[str, Any]]:
                 {
                     "dataset": dataset,
                     "svg": plots.reliability(f"calibration {dataset}", lines) if lines else "",
+                    "legend": [(plots.series_of(which), name) for name, which, _ in lines],
                     "caption": f"Calibration on the test rows. Mean distance from the dotted line: {errors}.",
                     "alt": f"Calibration of {len(lines)} finalists on {dataset}; mean distance from being calibrated: {errors}.",
                     "confusions": confusions,

@@ -16,7 +16,7 @@ from tiltyard.experiment import Experiment
 from tiltyard.journal import AttemptRow, CellScore, Decision, Journal, Launch, Spend, TrialRow
 from tiltyard.report.champions import Met, met
 from tiltyard.report.importance import Importance, importances, standings
-from tiltyard.report.saved import FILE, Assumptions, read
+from tiltyard.report.saved import FILE, Assumptions, Saved, read, saved
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.curves import curves_of_some
 from tiltyard.sweep.engine.layout import Layout, Storage
@@ -83,7 +83,7 @@ class Time:
     """Seconds that packs held their devices, and what became of them.
 
     Args:
-        wall_s: From the start of the newest launch to its end, or to now.
+        wall_s: From the first start of the key to its end, or to now; days between two starts are in it.
         held_s: Seconds that processes of packs held what they hold, summed over them.
         trained_s: Of these, inside attempts that were finished.
         wasted_s: Inside attempts that failed or were fenced.
@@ -128,6 +128,8 @@ class Findings:
     """What was crowned, and the evaluations of it since."""
     prices: Assumptions = field(default_factory=Assumptions)
     """What an hour costs; 0 where nobody said."""
+    saved: Saved | None = None
+    """Against the same trials by hand; None of a launch that has not finished."""
 
     @property
     def second_costs(self) -> float:
@@ -163,6 +165,9 @@ def gather(
     by_cell = {row.cell: [s for s in by_cell.get(row.cell, ()) if s.epoch <= row.epoch] for row in rows}
     layout = Layout(Storage(settings.storage_uri), launch.key)
     attempts = journal.attempts(launch.key)
+    prices, at = read(settings.home / FILE), time.time() if now is None else now
+    own = {(s.cell, s.epoch): s for of in by_cell.values() for s in of}
+    spend = journal.spend(launch.key)
     decisions = tuple(d for d in journal.decisions() if d.evidence.get("key") == launch.key)
     return Findings(
         launch=launch,
@@ -177,11 +182,12 @@ def gather(
             for variant in dict.fromkeys(r.variant for r in search)
         ),
         matrix=matrix(board),
-        time=time_of(launch, attempts, journal.spend(launch.key), by_cell, now=time.time() if now is None else now),
+        time=time_of(launch, attempts, spend, by_cell, now=at),
         decisions=decisions,
         details=_details(layout),
         champions=met(journal, decisions),
-        prices=read(settings.home / FILE),
+        prices=prices,
+        saved=saved(launch, rows, own, spend, prices, now=at) if launch.state == "finished" else None,
     )
 
 

@@ -17,6 +17,7 @@ from tiltyard.experiment import Experiment
 from tiltyard.progress import Work, work
 from tiltyard.report import champions, finalists, plots
 from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, answer, evenly
+from tiltyard.report.saved import told
 from tiltyard.report.terminal import clock_time, configuration, score
 from tiltyard.sweep.leaderboard import Row
 
@@ -217,6 +218,9 @@ def _curves(f: Findings, doing: Work) -> list[dict[str, Any]]:
         found.append(
             {
                 "title": dataset,
+                "legend": [
+                    (plots.series_of(marked.index(line.cell)), line.name) for line in lines if line.cell in marked
+                ],
                 "svg": plots.curves(f"curves {dataset}", drawn, rungs=f.rungs, metric=f.board.metric.replace("_", " ")),
                 "caption": f"{len(drawn):,} of {total:,} trials are drawn."
                 if len(drawn) < total
@@ -235,7 +239,6 @@ def _curve(line: CurveLine, marked: Sequence[str]) -> plots.Curve:
         scores=line.scores,
         stopped=line.stopped,
         series=which,
-        label="" if which is None else line.name,
     )
 
 
@@ -270,8 +273,8 @@ def _study(f: Findings, study: Study) -> dict[str, Any]:
         drawn.append(
             {
                 "svg": plots.slices(f"slices {study.variant}", axes, standing, series),
-                "caption": "Each dot is a trial: how it stood over the parameter's value."
-                + (f" Colours: {_colours(datasets)}." if len(datasets) > 1 else ""),
+                "legend": [(plots.series_of(i), d) for i, d in enumerate(datasets)] if len(datasets) > 1 else [],
+                "caption": "Each dot is a trial: how it stood over the parameter's value.",
                 "alt": f"Standing of {len(some)} trials of {study.variant} over {', '.join(names[:MOST_SLICES])}.",
             }
         )
@@ -280,6 +283,7 @@ def _study(f: Findings, study: Study) -> dict[str, Any]:
         drawn.append(
             {
                 "svg": plots.parallel(f"parallel {study.variant}", axes, [study.standing[i] for i in some]),
+                "legend": [],
                 "caption": f"Each line is a trial ({len(some):,} of {study.trials:,}); the stronger, the better it stood.",
                 "alt": f"Parallel coordinates of {len(some)} trials of {study.variant} over {', '.join(names[:MOST_AXES])}.",
             }
@@ -290,13 +294,6 @@ def _study(f: Findings, study: Study) -> dict[str, Any]:
 def _axis(f: Findings, study: Study, name: str, which: Sequence[int]) -> plots.Axis:
     values = [study.configs[i].get(name) for i in which]
     return plots.axis_of(name, values, _value, log=name in f.logarithmic.get(study.variant, ()))
-
-
-_COLOUR_NAMES = ("blue", "orange", "green", "purple", "ochre", "teal", "pink", "grey")
-
-
-def _colours(datasets: Sequence[str]) -> str:
-    return ", ".join(f"{_COLOUR_NAMES[i % plots.SERIES]} {name}" for i, name in enumerate(datasets))
 
 
 def _value(value: Any) -> str:
@@ -331,6 +328,7 @@ def _time(f: Findings) -> dict[str, Any]:
         "note": "Trained: inside attempts whose results were kept. Waited: starting, and between packs. Wasted: attempts that "
         f"failed or were taken over. Reused: what {t.reused:,} trials would have cost that an earlier experiment had trained.",
         "money": _cost(f),
+        "saved": "" if f.saved is None else told(f.saved),
     }
 
 

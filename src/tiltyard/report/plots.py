@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "path.simplify": True,
+    "text.parse_math": False,  # a user's "$" is a dollar
 }
 
 
@@ -65,7 +67,6 @@ class Curve:
     scores: Sequence[float]
     stopped: bool = False
     series: int | None = None
-    label: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +104,7 @@ def curves(name: str, lines: Sequence[Curve], *, rungs: Sequence[int], metric: s
             if c.series is not None:
                 marker = "." if len(c.epochs) == 1 else None
                 colour = _SERIES[c.series % SERIES]
-                axes.plot(c.epochs, c.scores, marker=marker, ls="-", color=colour, lw=1.6, label=c.label)
+                axes.plot(c.epochs, c.scores, marker=marker, ls="-", color=colour, lw=1.6)
         for rung in rungs[:-1]:
             axes.axvline(rung, color=_FAINT, lw=0.8, ls=":")
         low, high = _middle(
@@ -114,8 +115,6 @@ def curves(name: str, lines: Sequence[Curve], *, rungs: Sequence[int], metric: s
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_title(f"{metric}, validation", loc="left")
-        if any(c.series is not None for c in lines):
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=7.5)
         return drawing.svg()
 
 
@@ -184,10 +183,10 @@ def reliability(name: str, lines: Sequence[tuple[str, int, Sequence[tuple[float,
     with _drawing(name) as drawing:
         axes = drawing.axes()
         axes.plot([0, 1], [0, 1], color=_FAINT, lw=0.8, ls=":")
-        for label, which, bins in lines:
+        for _, which, bins in lines:
             colour = _SERIES[which % SERIES]
             x, y, rows = zip(*bins, strict=True)
-            axes.plot(x, y, color=colour, lw=1.2, label=label)
+            axes.plot(x, y, color=colour, lw=1.2)
             axes.scatter(x, y, s=[6 + 60 * n / max(1, sum(rows)) for n in rows], color=colour, lw=0)
         low = min((v for _, _, bins in lines for x, y, _ in bins for v in (x, y)), default=0.0)
         low = max(0.0, low - 0.05)
@@ -196,7 +195,6 @@ def reliability(name: str, lines: Sequence[tuple[str, int, Sequence[tuple[float,
         axes.set_ylim(low - margin, 1 + margin)
         axes.set_xlabel("how sure the model was")
         axes.set_title("share that was right", loc="left")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=7.5)
         return drawing.svg()
 
 
@@ -270,7 +268,10 @@ class _drawing:  # noqa: N801 - used as a function
     def svg(self) -> str:
         """The figure as an ``<svg>`` without a size of its own."""
         out = io.StringIO()
-        self.figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        with warnings.catch_warnings():  # the page's font draws the text, not the one that measures it
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+            nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+            self.figure.savefig(out, format="svg", metadata=nothing)
         return clean(out.getvalue(), self._name)
 
 

@@ -92,7 +92,8 @@ class Saved:
         by_hand_cpu_s: And by hand.
         gpu_s: Likewise GPU-seconds.
         by_hand_gpu_s: And by hand.
-        insight_s: From the start to the answer.
+        insight_s: From the idea to the validated answer: writing the job file and reading the report, and all that lies
+            between the first start and the end. Of several launches the mean.
         by_hand_insight_s: And by hand, training around the clock.
     """
 
@@ -163,7 +164,7 @@ def saved(
         by_hand_cpu_s=by_hand_s * resources.cpus,
         gpu_s=spend.gpu_s,
         by_hand_gpu_s=by_hand_s * resources.gpus,
-        insight_s=(launch.ended or now) - launch.started,
+        insight_s=(launch.ended or now) - launch.started + person_s,
         by_hand_insight_s=by_hand_s + by_hand_person_s,
     )
 
@@ -174,6 +175,37 @@ def together(what: str, several: Sequence[Saved]) -> Saved:
     sums = {f.name: sum(getattr(s, f.name) for s in several) for f in fields(Saved) if f.name != "what"}
     sums |= {name: sums[name] / n for name in ("insight_s", "by_hand_insight_s")}
     return Saved(what=what, **sums)
+
+
+def told(s: Saved) -> str:
+    """What several launches together saved, or cost more, in a sentence.
+
+    >>> hour = 3600.0
+    >>> told(
+    ...     Saved(
+    ...         what="all",
+    ...         launches=2,
+    ...         trials=400,
+    ...         person_s=hour,
+    ...         by_hand_person_s=13 * hour,
+    ...         cpu_s=hour,
+    ...         by_hand_cpu_s=3 * hour,
+    ...         gpu_s=0.0,
+    ...         by_hand_gpu_s=0.0,
+    ...         insight_s=hour,
+    ...         by_hand_insight_s=8 * hour,
+    ...     )
+    ... )
+    'Over 2 launches and 400 trials it saved 12.0 hours of people and 2.0 CPU-hours; an answer came 8.0 times sooner.'
+    """
+    parts = [(s.by_hand_person_s - s.person_s, "hours of people"), (s.by_hand_cpu_s - s.cpu_s, "CPU-hours")]
+    if s.gpu_s or s.by_hand_gpu_s:
+        parts.append((s.by_hand_gpu_s - s.gpu_s, "GPU-hours"))
+    amounts = [f"{v / 3600:,.1f} {unit}" if abs(v) >= 360 else f"{v / 3600:,.2g} {unit}" for v, unit in parts]
+    joined = " and ".join([", ".join(amounts[:-1]), amounts[-1]])
+    sooner = f"{s.by_hand_insight_s / s.insight_s:,.1f} times" if s.insight_s > 0 else "at once, not"
+    launches = f"{s.launches} launches" if s.launches > 1 else "one launch"
+    return f"Over {launches} and {s.trials:,} trials it saved {joined}; an answer came {sooner} sooner."
 
 
 def of_journal(journal: Journal, assumptions: Assumptions, *, now: float | None = None) -> list[tuple[Launch, Saved]]:

@@ -203,6 +203,42 @@ def test_report_of_texts_from_outside_is_escaped(tmp_path: Path) -> None:
     parsed(page)
 
 
+def test_report_of_hostile_names_shows_them_and_obeys_none(tmp_path: Path) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=36, datasets=["rings"], name="hostile")
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        f = gather(recorded.settings, journal, journal.launches()[0], recorded.board)
+    evil = "\"><script>alert('x')</script>&amp;{{ 7 * 6 }}$\\frac{$\u6f22\u5b57\u0000"
+    (study, *others), cells = f.studies, [row.cell for row in recorded.board.tables["rings"]]
+    odd = [{**c, "hidden": evil if i % 2 else "plain", evil: i} for i, c in enumerate(study.configs)]
+    details = {
+        cell: {
+            **detail,
+            "classes": [evil, "b"],
+            "slices": [{**s, "column": evil, "name": evil} for s in detail["slices"]],
+            "fairness": [{**of, "column": evil, "too_few": {evil: 3}} for of in detail["fairness"]],
+        }
+        for cell, detail in f.details.items()
+    }
+    rows = [replace(row, reason=evil, state="failed") for row in recorded.board.tables["rings"][4:]]
+    page = render(
+        replace(
+            f,
+            studies=(replace(study, configs=tuple(odd)), *others),
+            details=details,
+            board=replace(f.board, tables={"rings": (*recorded.board.tables["rings"][:4], *rows)}),
+            experiment=f.experiment.model_copy(update={"description": evil}),
+            launch=replace(f.launch, summary={"reason": evil}),
+        )
+    )
+    assert len(cells) == 36
+    sound = parsed(page)
+    assert "<script" not in page
+    assert "onerror" not in page
+    assert "{{ 7 * 6 }}" in "".join(sound.text)
+    assert page.count("&lt;script&gt;alert(") >= 8
+    assert all(link == "data:," or link.startswith("#") for link in sound.links)
+
+
 @pytest.mark.slow
 def test_report_command_writes_a_file_or_beside_the_leaderboard(
     recorded: recorded_sweep.Recorded,

@@ -33,6 +33,8 @@ def test_saved_of_a_sweep_counts_every_trial_to_its_full_length(recorded: record
     assert found.by_hand_cpu_s == pytest.approx(by_hand)
     assert found.cpu_s == pytest.approx(spend.cpu_s)
     assert found.by_hand_person_s == 36 * 180
+    assert launch.ended is not None
+    assert found.insight_s == pytest.approx(launch.ended - launch.started + 30 * 60)
     assert found.by_hand_insight_s == pytest.approx(by_hand + 36 * 180)
     both = together("both", [found, found])
     assert (both.launches, both.trials) == (2, 72)
@@ -65,6 +67,7 @@ def test_roi_command_tells_experiments_months_and_what_is_assumed(
         return capsys.readouterr().out
 
     assert "minutes_a_trial = 2" in told()
+    assert "Over one launch and 36 trials it saved 0.7 hours of people" in told()  # 36 x 2 minutes less 30
     path = Path(told("--write-assumptions").strip())
     path.write_text(path.read_text().replace("minutes_a_trial = 2.0", "minutes_a_trial = 4"))
     as_json = json.loads(told("--json"))
