@@ -236,6 +236,7 @@ def start(
     from tiltyard.errors import ClusterError
     from tiltyard.kuberay import starting
     from tiltyard.kuberay.manifests.schedules import JOB_FAILED
+    from tiltyard.progress import work
 
     try:
         manifest = yaml.safe_load(Path(template).read_text())
@@ -253,7 +254,8 @@ def start(
     job = starting.dated(manifest, date)
     if namespace:
         job = {**job, "metadata": {**job["metadata"], "namespace": namespace}}
-    run = starting.start(_connect(context), job, timeout_s=None if detach else _patience(job), say=_say)
+    with work(f"RayJob {job['metadata']['name']}"):
+        run = starting.start(_connect(context), job, timeout_s=None if detach else _patience(job), say=_say)
     if detach:
         return
     for line in run.why:

@@ -34,7 +34,8 @@ def leaderboard(
 ) -> None:
     """Show the ranked trials of an experiment, dataset by dataset."""
     from tiltyard.report import record
-    from tiltyard.report.terminal import leaderboard_view, output
+    from tiltyard.report.boards import leaderboard_view
+    from tiltyard.report.terminal import output
 
     settings = Settings.from_env()
     with record.reading(settings) as journal:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from tiltyard.report.boards import leaderboard_view, plan_table
 from tiltyard.report.terminal import (
     Best,
     Snapshot,
     SteadyConsole,
     SweepProgress,
     closing,
-    leaderboard_view,
-    plan_table,
     score,
 )
 from tiltyard.settings import shown

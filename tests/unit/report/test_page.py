@@ -223,7 +223,7 @@ def test_report_of_hostile_names_shows_them_and_obeys_none(tmp_path: Path) -> No
     page = render(
         replace(
             f,
-            studies=(replace(study, configs=tuple(odd)), *others),
+            studies=(replace(study, configs=tuple(odd), importance=()), *others),
             details=details,
             board=replace(f.board, tables={"rings": (*recorded.board.tables["rings"][:4], *rows)}),
             experiment=f.experiment.model_copy(update={"description": evil}),

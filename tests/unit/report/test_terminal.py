@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 
 from tiltyard.distributions import loguniform
 from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
+from tiltyard.report.boards import leaderboard_view, most_epochs, plan_table
 from tiltyard.report.terminal import (
     PIPE_WIDTH,
     Best,
@@ -22,11 +23,8 @@ from tiltyard.report.terminal import (
     clock_time,
     closing,
     drawing,
-    leaderboard_view,
-    most_epochs,
     output,
     plain_line,
-    plan_table,
     score,
 )
 from tiltyard.sweep import leaderboard as ranking
