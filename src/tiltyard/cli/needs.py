@@ -53,6 +53,21 @@ def sweeps(settings: Settings, name: str) -> Needs:
     return {number: tuple(sorted(who)) for number, who in found.items()}
 
 
+def evaluations(settings: Settings, name: str) -> tuple[list[str], list[str]]:
+    """Keys of the evaluations that met any version of a dataset; and in words, those that run."""
+    keys, running = [], []
+    if _is_there(settings.journal_uri):
+        from tiltyard.journal import Journal
+
+        with Journal.open(settings.journal_uri) as journal:
+            for work in journal.works.find("evaluation"):
+                if str(work.about.get("dataset", "")).partition("@")[0] == name:
+                    keys.append(work.key)
+                    if work.state == "running":
+                        running.append(f"{work.about.get('model', work.subject)} on {work.about['dataset']}")
+    return keys, running
+
+
 def together(*needs: Needs) -> Needs:
     """All of them in one."""
     numbers = sorted({number for some in needs for number in some})

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from tiltyard.data.diff import Difference
     from tiltyard.data.profile import ColumnProfile
+    from tiltyard.data.store import DatasetStore
     from tiltyard.data.upkeep import Collected, Survey
+    from tiltyard.evaluation.erasure import Whose
 
 app = typer.Typer()
 
@@ -239,31 +241,56 @@ def delete(
     """Delete a person's rows from every version, for good; without --yes, show how many there are.
 
     The newest version and those that a tag, a pin or a registered model needs get successors without the rows; every
-    version that held them becomes a tombstone, and its files go. Models that learned from one are listed.
+    version that held them becomes a tombstone, and its files go. Answers of models to these rows, which evaluations kept, go
+    too. Models that learned from one are listed.
     """
     from tiltyard.cli import needs
     from tiltyard.data import deletion
+    from tiltyard.data.places import Place
+    from tiltyard.evaluation.erasure import Forgotten, forget
 
     store, settings = open_store(), Settings.from_env()
     store.history(name)  # says what there is
     learned = needs.models(settings, name)
+    evaluations, running = needs.evaluations(settings, name)
+    whose = _whose(store, name, key, column)
+
+    def of_evaluations(*, look_only: bool = False) -> Forgotten:
+        return forget(Place.of(settings.storage_uri), evaluations, whose, look_only=look_only)
+
     if not yes:
-        found = deletion.find(store, name, key, column=column)
+        kept = of_evaluations(look_only=True)
+        try:
+            found = deletion.find(store, name, key, column=column)
+        except deletion.NoSuchRowsError:
+            if not kept.answers:
+                raise
+            found = deletion.Found(column=whose.column, values=tuple(whose.values), rows={}, unknown=())
         if as_json:
-            typer.echo(json.dumps(asdict(found), indent=1))
+            typer.echo(json.dumps({**asdict(found), "kept": asdict(kept)}, indent=1))
             return
         for number, count in found.rows.items():
             typer.echo(f"{name}@{number} holds {count:,} rows whose {found.column!r} is {' or '.join(found.values)}.")
+        if kept.folders:
+            typer.echo(f"Evaluations keep {kept.answers:,} answers to such rows and {kept.labels:,} labels of them.")
         typer.echo("Nothing was deleted. It cannot be undone; if these are the rows, say --yes.")
         return
-    done = deletion.delete(store, name, key, column=column, reason=reason, models=learned)
+    kept = of_evaluations()  # first: the rows are known by their hashes while they are there
+    try:
+        done = deletion.delete(store, name, key, column=column, reason=reason, models=learned)
+    except deletion.NoSuchRowsError:
+        if not kept.answers:
+            raise
+        done = deletion.Deleted(name=name)
     evidence: dict[str, Any] = {
         "versions": sorted(done.rows),
         "successors": {str(a): b for a, b in done.successors.items()},
+        "kept answers": kept.answers,
+        "kept labels": kept.labels,
     }
     _record("data deletion", name, {**evidence, "models": list(done.models)}, reason or "rows deleted by key")
     if as_json:
-        typer.echo(json.dumps(asdict(done), indent=1))
+        typer.echo(json.dumps({**asdict(done), "kept": asdict(kept), "running evaluations": running}, indent=1))
         return
     for number, count in sorted(done.rows.items()):
         own = done.successors.get(number)
@@ -282,9 +309,33 @@ def delete(
         typer.echo("Registered models that learned from these rows; retrain or retire them:")
         for model in done.models:
             typer.echo(f"  {model}")
+    if kept.folders:
+        typer.echo(
+            f"Took {kept.answers:,} answers to such rows and {kept.labels:,} labels of them out of what evaluations kept."
+        )
+    for file in kept.unknown:
+        typer.echo(
+            f"These labels lack the column and the key, so whose they are cannot be told. Look, and remove: {file}"
+        )
+    for which in running:
+        typer.echo(f"An evaluation runs and may yet keep answers to such rows; when it ended, delete again: {which}")
     typer.echo(
         f"Freed {size(done.files.free_bytes)} in {len(done.files.free):,} files. Copies that were exported are yours."
     )
+
+
+def _whose(store: DatasetStore, name: str, key: list[str], column: str | None) -> Whose:
+    """How the answers to a person's rows are known: by the hashes of rows that are there, and by the key."""
+    from tiltyard.data import deletion
+    from tiltyard.evaluation.erasure import Whose
+
+    head = store.resolve(name)
+    try:
+        found = deletion.find(store, name, key, column=column)
+    except deletion.NoSuchRowsError:
+        found = deletion.Found(column=column or head.spec.keys[0], values=tuple(key), rows={}, unknown=())
+    hashes = deletion.hashes(store, name, found)
+    return Whose(hashes=hashes, column=found.column, values=found.values, keys=head.spec.keys)
 
 
 def _record(kind: str, name: str, evidence: Mapping[str, Any], reason: str) -> None:

@@ -5,8 +5,9 @@ the others beside the line, where tags and pins follow. Then every version that 
 files go: data, record, profile, card. What was begun is written down first (with the keys, until it is done), so that a
 deletion that died is finished by the next one, or by ``tiltyard data gc --yes``.
 
-What this cannot reach: models that learned from the rows (they are listed), copies that were exported, old object versions
-in a bucket that keeps them, and the digests that remain, by which somebody who knows a whole row could test a guess.
+What evaluations kept of the rows is `tiltyard.evaluation.erasure`'s to take away; ``tiltyard data delete`` asks both. What this
+cannot reach: models that learned from the rows (they are listed), copies that were exported, old object versions in a bucket
+that keeps them, and the digests that remain, by which somebody who knows a whole row could test a guess.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetSpec, DatasetVersion, newest
 from tiltyard.errors import CommitConflictError, DataError, SpecError
 from tiltyard.progress import work
-from tiltyard.types import Task
+from tiltyard.types import DatasetRef, Task
 
 ROUNDS = 16
 """Times the versions are looked through anew, where others commit meanwhile."""
@@ -131,6 +132,17 @@ def find(store: DatasetStore, name: str, values: Sequence[Any], *, column: str |
         )
     _refuse_empty(newest(store.versions(name)), counts)
     return Found(column=column, values=texts, rows=counts, unknown=unknown)
+
+
+def hashes(store: DatasetStore, name: str, found: Found) -> npt.NDArray[np.int64]:
+    """Hashes of the rows that were found, each once: by them their answers are known in what evaluations kept."""
+    parts = [np.empty(0, np.int64)]
+    for number in found.rows:
+        version = store.resolve(DatasetRef(name, number))
+        for split in (s for s, n in version.split_rows.items() if n):
+            theirs = _matching(store.read(version, columns=[found.column], split=split)[found.column], found.values)
+            parts.append(store.read_hashes(version, split)[theirs])
+    return np.unique(np.concatenate(parts))
 
 
 def pending(store: DatasetStore, name: str) -> list[tuple[Place, Intent]]:

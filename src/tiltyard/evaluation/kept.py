@@ -18,7 +18,11 @@ from tiltyard.data import rows
 from tiltyard.data.places import Place
 from tiltyard.errors import DataError
 
+FOLDER = "evaluations"
+"""Under the place of storage: in it a folder an evaluation, by key, in that one a folder an attempt."""
 OUTPUTS = "(outputs)"
+LABELS = "labels"
+"""Folder of the sets of labels that came late."""
 
 
 class Keeper:
@@ -37,9 +41,7 @@ class Keeper:
         flat = pa.array(np.ascontiguousarray(outputs, dtype=np.float32).reshape(-1))
         kept = table.select([rows.ROW, *(c for c in columns if c in table.column_names)])
         kept = kept.append_column(OUTPUTS, pa.FixedSizeListArray.from_arrays(flat, outputs.shape[1]))
-        sink = pa.BufferOutputStream()
-        pq.write_table(kept, sink, compression="lz4", use_dictionary=False)
-        (self.folder / f"part-{self._parts:06d}.parquet").write_bytes(sink.getvalue().to_pybytes())
+        (self.folder / f"part-{self._parts:06d}.parquet").write_bytes(table_bytes(kept))
         self._parts += 1
 
 
@@ -108,16 +110,21 @@ class Joined:
         return found
 
 
+def table_bytes(table: pa.Table) -> bytes:
+    """A file of kept answers or labels."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="lz4", use_dictionary=False, write_statistics=False)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 def keep_labels(folder: Place, name: str, labels: pa.Table) -> None:
     """Keeps a set of labels beside the answers that they were joined to."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(labels, sink)
-    (folder / "labels" / f"{name}.parquet").write_bytes(sink.getvalue().to_pybytes())
+    (folder / LABELS / f"{name}.parquet").write_bytes(table_bytes(labels))
 
 
 def kept_labels(folder: Place, name: str) -> pa.Table:
     """A set of labels that was kept."""
-    where = folder / "labels" / f"{name}.parquet"
+    where = folder / LABELS / f"{name}.parquet"
     with where.filesystem.open_input_file(where.path) as source:
         return pq.read_table(source)
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from tiltyard import cli
+from tiltyard.data import rows
+from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
+from tiltyard.evaluation.kept import FOLDER, Keeper, Kept
 from tiltyard.journal import Journal, Owner
 from tiltyard.journal.values import TrialRow
 from tiltyard.registry.mlflow_registry import ModelRegistry
@@ -126,17 +131,31 @@ def test_models_and_sweeps_keep_their_versions_and_deletion_lists_the_models(
             config={}, seed=0, data_seed=0,
         )  # fmt: skip
         journal.add_trials(claim, [row])
+        for key, of in (("e" * 64, "small@3"), ("f" * 64, "other@1")):  # small@3 will be gone, its answers are not
+            work = journal.works.claim(
+                key, kind="evaluation", subject="m", about={"dataset": of, "model": "m@1"}, owner=owner, lease_s=60
+            )
+            answers = pa.table({"id": np.arange(80), rows.ROW: np.arange(80)})
+            keeper = Keeper(Place.of(Settings.from_env().storage_uri) / FOLDER / key / f"{work.fence:04d}")
+            keeper.add(answers, np.zeros((80, 2), np.float32), ["id"])
     said = tiltyard(capsys, "gc", "small", "--yes")
     assert "keeps   small@1: model sweep.small version 1" in said
     assert "keeps   small@2: sweep night, which is not done" in said
     assert "removed small@3" in said
     shown = tiltyard(capsys, "delete", "small", "--key", 17, "--key", 18)
     assert "rows whose 'id' is 17 or 18." in shown
+    assert "Evaluations keep 2 answers to such rows" in shown
     assert "Nothing was deleted." in shown
     said = tiltyard(capsys, "delete", "small", "--key", 17, "--key", 18, "--reason", "asked to", "--yes")
     assert "small@1 held 2 such rows and is gone; small@5 took its place." in said
     assert "small@2 held 2 such rows and is gone." in said
     assert "  model sweep.small version 1" in said
+    assert "Took 2 answers to such rows and 0 labels of them out of what evaluations kept." in said
+    assert (
+        "An evaluation runs and may yet keep answers to such rows; when it ended, delete again: m@1 on small@3" in said
+    )
+    folders = [Place.of(Settings.from_env().storage_uri) / FOLDER / key / "0001" for key in ("e" * 64, "f" * 64)]
+    assert [p.num_rows for folder in folders for p in Kept(folder).parts()] == [78, 80]
     assert "small@1 was deleted" in tiltyard(capsys, "show", "small@1", code=1)
     found = store(committed)
     assert [(v.version, v.num_rows) for v in found.history("small")] == [(5, 58), (6, 88)]

@@ -14,9 +14,10 @@ from tiltyard.data import rows
 from tiltyard.data.places import Place
 from tiltyard.data.profile import profile
 from tiltyard.errors import DataError, SpecError
+from tiltyard.evaluation.erasure import Whose, forget
 from tiltyard.evaluation.folding import Evaluated, Folding, prediction_table
-from tiltyard.evaluation.kept import Joined, Keeper, Kept
-from tiltyard.evaluation.late import attach_labels, compare_anew
+from tiltyard.evaluation.kept import FOLDER, Joined, Keeper, Kept
+from tiltyard.evaluation.late import attach_labels, compare_anew, rescored
 from tiltyard.evaluation.slices import Slice
 from tiltyard.evaluation.spec import Evaluation, work_key
 from tiltyard.journal import Journal, Owner
@@ -165,6 +166,14 @@ def test_another_champion_is_compared_with_from_kept_answers(tmp_path: Path) -> 
         assert (after.paired.won, after.paired.lost) == (0, 0)
         assert after.scored == result.scored
         assert compare_anew(journal, "k", other, spec=SPEC, profiles=PROFILES) is None
+
+
+def test_result_is_revised_after_a_persons_answers_went_a_whole_part_of_them(tmp_path: Path) -> None:
+    folder = Place.of(str(tmp_path)) / FOLDER / "k" / "0001"
+    result = folded(TABLE, OUT, folder=folder)
+    gone = Whose(hashes=TABLE[rows.ROW].to_numpy()[60:150], column="id", values=())  # parts are of 70 rows
+    assert forget(Place.of(str(tmp_path)), ["k"], gone).answers == 90
+    assert rescored(result, spec=SPEC, profiles=PROFILES).scored.rows == ROWS - 90
 
 
 def test_spec_reads_texts_and_json_and_refuses_what_cannot_be() -> None:
