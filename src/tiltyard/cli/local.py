@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tiltyard.progress import work
 from tiltyard.settings import Settings, shown
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def up(
     )
     console = _console()
     settings = Settings.from_env()
-    with Console(stderr=True).status("Starting Ray and MLflow ..."):
+    with work("start Ray and MLflow"):
         outcome = cluster.up(settings, size=size, timeout_s=timeout, prometheus=prometheus, say=console.print)
     console.print(f"Up, in {outcome.seconds:.0f} s." if outcome.started else "It is up already.")
     _show(console, settings)
@@ -82,7 +83,7 @@ def down() -> None:
 
     console = _console()
     settings = Settings.from_env()
-    with Console(stderr=True).status("Ending ..."):
+    with work("end Ray and MLflow"):
         ended = cluster.down(settings)
     if ended is None:
         console.print(f"Nothing was up for {settings.home}.")
