@@ -322,7 +322,8 @@ class DatasetStore:
                 if old is not None and old.version not in versions:
                     self._refuse_tombstone(name, old.version)
                 if prepared is None or (based_on != number and not beside):
-                    fresh = plan(head)
+                    with work(f"hash and split the rows of {name}"):
+                        fresh = plan(head)
                     if prepared is None or fresh.row_sums != prepared.row_sums or fresh.schema != prepared.schema:
                         self._discard(name, written)
                         written = _Written()
@@ -334,7 +335,9 @@ class DatasetStore:
                     self._discard(name, written)
                     return Commit(version=head, created=False)
                 now = dt.datetime.now(dt.UTC)
-                draft = replace(draft, warnings=run_checks(prepared, name, old or head, now, refusing=old is None))
+                with work(f"check the rows of {name}"):
+                    found = run_checks(prepared, name, old or head, now, refusing=old is None)
+                draft = replace(draft, warnings=found)
                 if not written.files:
                     written = self._write(name, prepared, draft.window_rows)
             except BaseException:
