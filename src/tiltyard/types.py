@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tiltyard.errors import SpecError
+from tiltyard.errors import DataError, SpecError
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 """Names of experiments, variants and datasets; they become file and alias names."""
@@ -86,6 +86,24 @@ METRICS: dict[str, Metric] = {
     )
 }
 """Every score that training, evaluation and serving know, by name. Definitions follow scikit-learn's."""
+
+
+def check_schema_version(found: object, newest: int, what: str) -> None:
+    """Raises where a stored form cannot be read by this Tiltyard.
+
+    Args:
+        found: Its schema version, as it stands in the record.
+        newest: The newest one that is known.
+        what: What was stored, for the message.
+
+    Raises:
+        DataError: If a newer Tiltyard wrote it, or it has none.
+    """
+    if not isinstance(found, int) or found > newest:
+        raise DataError(
+            f"{what} was stored with schema version {found!r}; this Tiltyard reads up to {newest}. "
+            "Install the newer Tiltyard that wrote it."
+        )
 
 
 def check_name(name: str, what: str) -> str:

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from tiltyard.data import rows
 from tiltyard.errors import DataError, DatasetNotFoundError
+from tiltyard.types import check_schema_version
 
 SCHEMA_VERSION = 1
 SAMPLE_ROWS = 65_536
@@ -122,12 +123,7 @@ class Profile:
         Raises:
             DataError: If it was written by a newer Tiltyard, or is damaged.
         """
-        found = data.get("schema_version")
-        if not isinstance(found, int) or found > SCHEMA_VERSION:
-            raise DataError(
-                f"A profile was stored with schema version {found!r}; this Tiltyard reads up to {SCHEMA_VERSION}. "
-                "Install the newer Tiltyard that wrote it."
-            )
+        check_schema_version(data.get("schema_version"), SCHEMA_VERSION, "A profile")
         try:
             return cls(
                 splits={
@@ -293,7 +289,7 @@ class _Moments:
             self.low, self.high = min(self.low, float(wide.min())), max(self.high, float(wide.max()))
             wide -= mean
             shift, together = mean - self.mean, self.count + count
-            self._m2 += float(wide @ wide) + shift * shift * self.count * count / together
+            self._m2 += float(np.einsum("i,i", wide, wide)) + shift * shift * self.count * count / together
             self.mean += shift * count / together
             self.count = together
         return given - count

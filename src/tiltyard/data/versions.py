@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from tiltyard.data import order, rules
 from tiltyard.errors import DataError, DatasetNotFoundError, SpecError
-from tiltyard.types import DatasetRef, Task
+from tiltyard.types import DatasetRef, Task, check_schema_version
 
 __all__ = [
     "SPLITS",
@@ -340,11 +340,7 @@ class DatasetVersion:
                 "The record of a dataset version is damaged: it is no object with a schema version. "
                 "See which: tiltyard data verify"
             )
-        if found > SCHEMA_VERSION:
-            raise DataError(
-                f"A dataset version was stored with schema version {found!r}; this Tiltyard reads up to "
-                f"{SCHEMA_VERSION}. Install the newer Tiltyard that wrote it."
-            )
+        check_schema_version(found, SCHEMA_VERSION, "A dataset version")
         values = {k: v for k, v in data.items() if k != "schema_version"}
         try:
             values["spec"] = DatasetSpec.from_json(values["spec"])

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiltyard.errors import DataError, DatasetNotFoundError, SpecError
-from tiltyard.types import Task
+from tiltyard.types import Task, check_schema_version
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -264,8 +264,12 @@ class Preprocessor:
         """Input column name to (Arrow type as text, whether it held a null while fitting)."""
         return {c.name: (c.type, c.nullable) for c in self.columns}
 
-    def transform(self, table: pa.Table) -> F32:
+    def transform(self, table: pa.Table, *, out: F32 | None = None) -> F32:
         """What the model sees: ``(rows, num_features_out)``, float32, C-contiguous. The label is not needed.
+
+        Args:
+            table: Rows with the features.
+            out: A matrix of that shape to write into and return; a new one where None.
 
         Raises:
             DatasetNotFoundError: If a column is missing.
@@ -279,7 +283,7 @@ class Preprocessor:
         flags = self._indicators(widths)
         centre[flags], inverse[flags] = 0.0, 1.0
         centre, inverse = centre.astype(np.float32), inverse.astype(np.float32)
-        out = np.empty((table.num_rows, self.num_features_out), np.float32)
+        out = np.empty((table.num_rows, self.num_features_out), np.float32) if out is None else out
         if all(c.kind == "number" and not c.indicator for c in self.columns):
             values = [_floats(array, column.name) for column, array in parts]
             if all(v.size == len(out) for v in values) and _scaled_numbers(values, centre, inverse, out):
@@ -355,12 +359,7 @@ class Preprocessor:
         Raises:
             DataError: If it was written by a newer Tiltyard, or is damaged.
         """
-        found = data.get("schema_version")
-        if not isinstance(found, int) or found > SCHEMA_VERSION:
-            raise DataError(
-                f"A preprocessor was stored with schema version {found!r}; this Tiltyard reads up to {SCHEMA_VERSION}. "
-                "Install the newer Tiltyard that wrote it."
-            )
+        check_schema_version(data.get("schema_version"), SCHEMA_VERSION, "A preprocessor")
         try:
             return cls(
                 columns=tuple(Column(**{**c, "categories": tuple(c["categories"])}) for c in data["columns"]),
