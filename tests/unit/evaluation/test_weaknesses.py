@@ -104,9 +104,9 @@ def test_weaknesses_of_a_mean_agree_with_welch(table: pa.Table, seen: SplitProfi
 def test_weaknesses_of_chance_alone_are_mostly_none() -> None:
     false_alarms = 0
     for seed in range(40):
-        table = table_of(400, seed)
+        table = table_of(250, seed)
         seen = profile(table, hidden=SPEC.keys)
-        right = (np.random.default_rng(1000 + seed).random(400) < 0.85).astype(np.float64)
+        right = (np.random.default_rng(1000 + seed).random(250) < 0.85).astype(np.float64)
         false_alarms += any(s.p < 0.05 for s in found(table, seen, right).values())
     assert false_alarms <= 6  # 5% of 40 are 2; more than 6 happens once in 2,000
 

@@ -62,7 +62,10 @@ def parsed(page: str) -> Sound:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> recorded_sweep.Recorded:
-    return recorded_sweep.record(tmp_path_factory.mktemp("recorded"), trials=90)
+    made = recorded_sweep.record(tmp_path_factory.mktemp("recorded"), trials=90)
+    recorded_sweep.evaluate_champion(made, versions=3)
+    (made.settings.home / "roi.toml").write_text("hourly_cpu = 3.6\n")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +100,9 @@ def test_report_of_a_sweep_says_the_answer_with_its_uncertainty(page: str, recor
     assert recorded.key in text
 
 
-def test_report_of_a_sweep_tells_slices_groups_and_what_became_of_champions(tmp_path: Path) -> None:
-    recorded = recorded_sweep.record(tmp_path, trials=12, name="told")
-    met = recorded_sweep.evaluate_champion(recorded, versions=3)
-    (recorded.settings.home / "roi.toml").write_text("hourly_cpu = 3.6\n")
-    page = report(recorded.settings)[1]
+def test_report_of_a_sweep_tells_slices_groups_and_what_became_of_champions(
+    page: str, recorded: recorded_sweep.Recorded
+) -> None:
     sound = parsed(page)
     text = " ".join(" ".join(sound.text).split())
     assert {"slices", "groups", "since", "time"} <= set(sound.ids)
@@ -109,25 +110,28 @@ def test_report_of_a_sweep_tells_slices_groups_and_what_became_of_champions(tmp_
     assert "<east>" not in page
     assert "sex = f sensitive 240" in text
     assert "unsure: the interval holds four fifths ; ratio 0.85" in text
-    assert "told.rings@1" in text
-    for result in met[1:]:
-        assert result.drift is not None
-        column = result.drift.column("width")
-        assert column is not None
-        assert column.drifted
-        assert f"{column.effect:.1%}" in text
     with Journal.open(recorded.settings.journal_uri) as journal:
+        f = gather(recorded.settings, journal, journal.launches()[0], recorded.board)
         spent = journal.spend(recorded.key).cpu_s
+    (champion,) = f.champions
+    assert champion.model == "recorded.rings@1"
+    assert [r.dataset_version for r in champion.results] == [1, 2, 3]
+    for result in champion.results[1:]:
+        assert result.drift is not None
+        assert result.drift.columns[0].drifted
+        assert f"{result.drift.columns[0].effect:.1%}" in text
     assert f"That cost {spent * 3.6 / 3600:.2f}, " in text  # 3.6 an hour is 0.001 a second
 
 
-def test_report_at_the_end_already_says_how_to_serve_what_is_about_to_be_crowned(tmp_path: Path) -> None:
-    recorded = recorded_sweep.record(tmp_path, trials=12, name="ending")
+def test_report_at_the_end_already_says_how_to_serve_what_is_about_to_be_crowned(
+    recorded: recorded_sweep.Recorded,
+) -> None:
     with Journal.open(recorded.settings.journal_uri) as journal:
         f = gather(recorded.settings, journal, journal.launches()[0], recorded.board)
-    before = replace(f, decisions=(), experiment=f.experiment.model_copy(update={"champion": Champion()}))
-    assert "tiltyard serve ending.moons ending.rings" in render(before)
-    assert "tiltyard serve" not in render(replace(before, experiment=f.experiment))
+    bare = replace(f, decisions=(), studies=(), curves={}, details={})
+    crowns = f.experiment.model_copy(update={"champion": Champion()})
+    assert "tiltyard serve recorded.moons recorded.rings" in render(replace(bare, experiment=crowns))
+    assert "tiltyard serve" not in render(replace(bare, experiment=crowns.model_copy(update={"champion": None})))
 
 
 def test_report_of_a_sweep_pins_the_versions_that_it_was_run_on(page: str) -> None:
@@ -184,23 +188,6 @@ def test_report_of_a_sweep_that_runs_says_so_far(tmp_path: Path) -> None:
     assert launch.state == "running"
     assert "is best so far, with accuracy" in " ".join(page.split())
     assert "optimistic" in page
-
-
-def test_report_of_texts_from_outside_is_escaped(tmp_path: Path) -> None:
-    from tiltyard.journal import TrialUpdate
-
-    recorded = recorded_sweep.record(tmp_path, trials=6, datasets=["rings"], finished=False)
-    with Journal.open(recorded.settings.journal_uri) as journal:
-        from tiltyard.journal import Claim
-
-        rows = journal.trials(recorded.key)
-        claim = Claim(key=recorded.key, launch_id="", fence=1, outcome="new")
-        evil = "<script>alert(1)</script>"
-        journal.set_trial_states(claim, [TrialUpdate(cell=r.cell, state="failed", reason=evil) for r in rows])
-    page = report(recorded.settings)[1]
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
-    parsed(page)
 
 
 def test_report_of_hostile_names_shows_them_and_obeys_none(tmp_path: Path) -> None:
