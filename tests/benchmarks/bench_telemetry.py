@@ -1,67 +1,321 @@
-"""What exporting a sweep costs its driver: CPU-seconds of a round over 10,000 recorded trials, and how many series it makes.
+"""What telemetry costs, and how long a board takes to load.
 
-A round is what the driver's telemetry thread does every `EVERY_S` seconds: read the journal, set Ray's gauges. Limits: 2% of
-the wall time, 2,000 series.
+A sweep with its exporter and logs against the same sweep without, turn by turn in one run; what a request pays against what
+the front of an application spends on one; the CPU of a round of the exporter over 10,000 recorded trials, and how many
+series there are then; and every query of the boards over a week of synthetic series in a real Prometheus.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import logging
+import math
+import re
+import shutil
+import socket
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from harness import Benchmark, Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 TRIALS, ROUNDS, MOST_SHARE, MOST_SERIES = 10_000, 20, 0.02, 2000
+PAIRS, REQUEST_SHARE, BOARD_S = 5, 0.01, 2.0
+WEEK_S, EVERY_S, POINTS = 7 * 86_400, 60, 1000
 
 
-def telemetry_overhead() -> Iterable[Figure]:
+def telemetry_round() -> Iterable[Figure]:
     """CPU time of this process, Ray's own threads in it too, over rounds without a pause between them."""
     import ray
     import recorded_sweep
 
     from tiltyard.journal import Journal
     from tiltyard.sweep.engine.driver import Tick
-    from tiltyard.telemetry.instruments import gauge
-    from tiltyard.telemetry.sweeps import EVERY_S, of_record, of_tick
+    from tiltyard.telemetry.exporter import RecordReader
+    from tiltyard.telemetry.sweeps import EVERY_S as ROUND_S
+    from tiltyard.telemetry.sweeps import Exporting
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         recorded = recorded_sweep.record(Path(folder), trials=TRIALS)
-        states = {"running": 200, "waiting": 800, "stopped": 8900, "done": 100}
+        recorded_sweep.evaluate_champion(recorded)
+        states = {"running": 200, "waiting": 800, "stopped": 8900, "done": 50, "failed": 50}
         best = {d.name: (0.9, "mlp/0") for d in recorded.experiment.datasets}
         tick = Tick(states=states, best=best, elapsed_s=100.0, packs_running=2, work_done=0.5)
-        gauges = {name: gauge(name) for name, _, _ in of_tick(tick, recorded.experiment, 0.0)}
-        series: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+        made = Exporting(recorded.settings, recorded.experiment, _Nobody())
+        made._key, made._last = recorded.key, (time.monotonic(), tick)
         with Journal.open(recorded.settings.journal_uri) as journal:
 
-            def one_round() -> None:
-                attempts, spend = journal.attempts(recorded.key), journal.spend(recorded.key)
-                readings = of_tick(tick, recorded.experiment, 0.0)
-                for name, labels, value in readings + of_record(
-                    attempts, spend, None, recorded.experiment, now=time.time()
-                ):
-                    if name not in gauges:
-                        gauges[name] = gauge(name)
-                    gauges[name].set(value, labels)
-                    series.add((name, tuple(sorted(labels.items()))))
+            def one_round() -> list[Any]:
+                readings = made._readings(journal)
+                for name, labels, value in readings:
+                    made._set(name, labels, value)
+                return readings
 
-            one_round()
+            of_sweep = one_round()
             start = time.process_time()
             for _ in range(ROUNDS):
                 one_round()
             cpu_s = (time.process_time() - start) / ROUNDS
+        of_record, _ = RecordReader(recorded.settings).read(time.time())
     ray.shutdown()
-    share = cpu_s / EVERY_S
-    note = f"{1000 * cpu_s:.1f} ms of CPU every {EVERY_S:g} s, {TRIALS} trials"
-    yield Figure("telemetry_overhead", share, "of a core", "limit", MOST_SHARE, MOST_SHARE / share, note)
-    yield Figure("telemetry_series", len(series), "series", "limit", MOST_SERIES, MOST_SERIES / len(series))
+    share = cpu_s / ROUND_S
+    series = {(name, *sorted(labels.items())) for name, labels, _ in (*of_sweep, *of_record)}
+    note = f"{1000 * cpu_s:.1f} ms of CPU every {ROUND_S:g} s, {TRIALS} trials"
+    yield Figure("telemetry_round", share, "of a core", "limit", MOST_SHARE, MOST_SHARE / share, note)
+    note = (
+        f"{len(of_sweep)} of the sweep of {TRIALS} trials, {len(of_record)} of the record, of one cluster process each"
+    )
+    yield Figure("telemetry_series", len(series), "series", "limit", MOST_SERIES, MOST_SERIES / len(series), note)
+
+
+class _Nobody:
+    def planned(self, plan: Any, known: int) -> None: ...
+
+    def step(self, what: str) -> None: ...
+
+    def tick(self, tick: Any) -> None: ...
+
+
+def telemetry_overhead() -> Iterable[Figure]:
+    """The same sweep with and without the exporter and logs of a run, turn by turn; each has a seed of its own."""
+    import ray
+    import sweeps
+
+    from tiltyard.experiment import Halving, Search
+    from tiltyard.sweep.engine.launch import Silent
+    from tiltyard.telemetry import logs
+    from tiltyard.telemetry.sweeps import exporting
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = sweeps.settings_at(Path(folder) / "home", sweeps.commit_small_datasets(Path(folder) / "data"))
+        settings.ensure_home()
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        search = Search(trials=240, halving=Halving(rungs=(4, 12, 36), keep=1 / 3))
+        numbers = itertools.count()
+
+        def sweep(*, told: bool) -> float:
+            wanted = sweeps.experiment(name=f"ab{next(numbers)}", variants=(sweeps.MLP,), search=search)
+            start = time.perf_counter()
+            if told:
+                logs.setup(level=logging.WARNING)
+                with logs.bound(experiment=wanted.name), exporting(settings, wanted, Silent()) as watch:
+                    sweeps.run_launch(settings, wanted, watch)
+            else:
+                sweeps.run_launch(settings, wanted, Silent())
+            return time.perf_counter() - start
+
+        sweep(told=False)
+        sweep(told=True)
+        pairs = []
+        for i in range(PAIRS):
+            first = sweep(told=bool(i % 2))
+            second = sweep(told=not i % 2)
+            pairs.append((second, first) if i % 2 else (first, second))
+        ray.shutdown()
+    without, with_it = (statistics.median(times) for times in zip(*pairs, strict=True))
+    spread = statistics.stdev(b / a for a, b in pairs)
+    more = statistics.median(b / a for a, b in pairs) - 1
+    note = (
+        f"{with_it:.2f} s with, {without:.2f} s without, medians of {PAIRS} pairs; from pair to pair the ratio varies by "
+        f"{spread:.3f}, so less than that is not seen"
+    )
+    yield Figure("telemetry_overhead", more, "of wall time", "limit", MOST_SHARE, MOST_SHARE / max(more, 1e-4), note)
+
+
+def telemetry_serving() -> Iterable[Figure]:
+    """What telemetry and log ids cost a request, against the CPU that the front of a real application spends on one."""
+    import bench_serving
+    import psutil
+
+    with bench_serving._stage_up() as stage:
+        fronts = [p for p in psutil.process_iter(["name"]) if "Front" in " ".join(p.cmdline()[:1])]
+        assert len(fronts) == 1, fronts
+        bench_serving._at_rate(stage, 200, 2)
+        before = sum(fronts[0].cpu_times()[:2])
+        _, statuses = bench_serving._at_rate(stage, 400, 8)
+        front_s = (sum(fronts[0].cpu_times()[:2]) - before) / len(statuses)
+        from tiltyard.serving.meters import Meters
+        from tiltyard.telemetry.logs import bound
+        from tiltyard.telemetry.traces import span
+
+        meters = Meters()
+
+        def request() -> None:
+            with bound(request="3f2a"), span("request", parent="", request="3f2a"):
+                meters.request("b.small", 200, 0.004, 1)
+            meters.batch("b.small", 1)
+
+        rounds = []
+        for _ in range(5):
+            start = time.process_time()
+            for _ in range(2000):
+                request()
+            rounds.append((time.process_time() - start) / 2000)
+    cost_s = statistics.median(rounds)
+    share = cost_s / front_s
+    note = (
+        f"{1e6 * cost_s:.1f} us of the {1e6 * front_s:.0f} us that the front computes for a request of one row by JSON"
+    )
+    yield Figure("telemetry_serving", share, "of throughput", "limit", REQUEST_SHARE, REQUEST_SHARE / share, note)
+
+
+RAYS_LABELS: dict[str, tuple[str, ...]] = {
+    "instance": ("n1", "n2", "n3"),
+    "State": ("ALIVE", "DEAD"),
+    "Name": ("CPU", "GPU"),
+    "Location": ("SPILLED", "MMAP_SHM"),
+    "dataset": ("d1", "d2"),
+    "application": ("a",),
+    "deployment": ("x", "y"),
+}
+
+
+OUR_LABELS: dict[str, tuple[str, ...]] = {
+    "team": ("vision",),
+    "metric": ("accuracy",),
+    "column": ("width", "(prediction)"),
+    "mode": ("shadow",),
+    "kind": ("limit", "reserved", "spent"),
+    "state": ("failed", "done"),
+    "resource": ("cpu", "gpu"),
+    "status": ("200", "500"),
+    "role": ("champion", "candidate"),
+    "outcome": ("failed", "promoted"),
+    "agree": ("yes", "no"),
+}
+"""What queries ask for by name; any other label has two values."""
+
+
+def _week_of(out: TextIO, expressions: Sequence[str]) -> int:
+    """Writes a week of every series that is asked for, one sample in `EVERY_S`; how many series."""
+    from tiltyard.telemetry.instruments import Kind, exposed_series
+
+    ours, count = exposed_series(), 0
+    end = int(time.time()) // EVERY_S * EVERY_S - 7200
+    times = range(end - WEEK_S, end, EVERY_S)
+    names = {w for e in expressions for w in re.findall(r"\b(?:ray_|tiltyard_)[a-z0-9_]+", re.sub(r'"[^"]*"', "", e))}
+    for name in sorted(names):
+        if name in ours:
+            values = {label: OUR_LABELS.get(label, ("a", "b")) for label in ours[name].labels}
+            if name.endswith("_bucket"):
+                values["le"] = (*(str(b) for b in ours[name].bounds), "+Inf")
+            rises = ours[name].kind is not Kind.GAUGE
+        else:
+            labels = {la for e in expressions if name in e for la in RAYS_LABELS if re.search(rf"\b{la}\b", e)}
+            values, rises = (
+                {la: RAYS_LABELS[la] for la in sorted(labels)},
+                name.endswith(("_rows", "_bytes", "_seconds")),
+            )
+        kind = "gauge"  # OpenMetrics would want counters to end in _total; to Prometheus a sample is a sample
+        out.write(f"# TYPE {name} {kind}\n")
+        for chosen in itertools.product(*values.values()):
+            inside = ",".join(f'{k}="{v}"' for k, v in zip(values, chosen, strict=True))
+            count += 1
+            phase = count % 17
+            for i, at in enumerate(times):
+                value = 3 * i + phase if rises else 10 + 5 * math.sin(i / 200 + phase)
+                out.write(f"{name}{{{inside}}} {value:.6g} {at}\n")
+    out.write("# EOF\n")
+    return count
+
+
+@contextmanager
+def _prometheus(program: str, folder: Path) -> Iterator[str]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    (folder / "none.yaml").write_text("scrape_configs: []\n")
+    options = [f"--config.file={folder / 'none.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    options += ["--storage.tsdb.retention.time=30d", f"--web.listen-address=127.0.0.1:{port}"]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([program, *options], stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/-/ready", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def telemetry_boards() -> Iterable[Figure]:
+    """Each board's queries over a week, one after another, as a browser that asks one at a time; the slowest board."""
+    from tiltyard.telemetry.boards import BOARDS
+
+    program, promtool = shutil.which("prometheus"), shutil.which("promtool")
+    if program is None or promtool is None:
+        return
+    expressions = [q.expr for b in BOARDS for p in b.panels for q in p.queries]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "week.txt").open("w") as out:
+            series = _week_of(out, expressions)
+        made = subprocess.run(
+            [promtool, "tsdb", "create-blocks-from", "openmetrics", "--quiet", "week.txt", "data"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr
+        (folder / "week.txt").unlink()
+        end = int(time.time()) - 7200
+        step = WEEK_S // POINTS
+        values = {
+            "$__rate_interval": f"{step + EVERY_S}s",
+            "$cluster": ".*",
+            "$team": ".*",
+            "$experiment": ".*",
+            "$model": ".*",
+        }
+        with _prometheus(program, folder) as url:
+
+            def ask(expr: str) -> int:
+                for variable, value in values.items():
+                    expr = expr.replace(variable, value)
+                asked = urllib.parse.urlencode({"query": expr, "start": end - WEEK_S, "end": end, "step": step})
+                with urllib.request.urlopen(f"{url}/api/v1/query_range?{asked}", timeout=60) as answer:
+                    return len(json.load(answer)["data"]["result"])
+
+            seconds: dict[str, float] = {}
+            empty = []
+            for board in BOARDS:
+                rounds = []
+                for _ in range(3):
+                    start = time.perf_counter()
+                    for panel in board.panels:
+                        for query in panel.queries:
+                            if not ask(query.expr):
+                                empty.append(panel.title)
+                    rounds.append(time.perf_counter() - start)
+                seconds[board.uid] = statistics.median(rounds)
+    slowest = max(seconds, key=lambda uid: seconds[uid])
+    each = ", ".join(f"{uid.removeprefix('tiltyard-')} {s:.2f}" for uid, s in seconds.items())
+    note = (
+        f"a week of {series} series, a sample in {EVERY_S} s, {POINTS} points a line, one query after another; {each}"
+        + (f"; without data: {', '.join(sorted(set(empty)))}" if empty else "")
+    )
+    value = seconds[slowest]
+    yield Figure("telemetry_board_seconds", value, "s", "limit", BOARD_S, BOARD_S / value, note)
 
 
 def benchmarks() -> Sequence[Benchmark]:
     """What the harness runs."""
-    return [telemetry_overhead]
+    return [telemetry_round, telemetry_overhead, telemetry_serving, telemetry_boards]

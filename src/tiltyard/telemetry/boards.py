@@ -423,6 +423,12 @@ BOARDS = (
                         (f"max by (model) (ray_tiltyard_serving_version{{{_M}}})", "{{model}}"),
                     ),
                     _panel(
+                        "Since the registry was heard",
+                        "s",
+                        "Minutes: the registry is away, and the version that was known last is served.",
+                        (f"max by (model) (ray_tiltyard_serving_registry_age_seconds{{{_M}}})", "{{model}}"),
+                    ),
+                    _panel(
                         "Older than its alias",
                         "bool_yes_no",
                         "A newer version could not be loaded; the replica's log says why.",

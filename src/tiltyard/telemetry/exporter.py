@@ -24,7 +24,7 @@ from typing import Any
 from tiltyard.evaluation.folding import Evaluated
 from tiltyard.journal import Journal
 from tiltyard.settings import Settings, shown
-from tiltyard.telemetry import record
+from tiltyard.telemetry import logs, record
 from tiltyard.telemetry.instruments import DECLARED, Source
 from tiltyard.telemetry.record import Known, Readings
 
@@ -249,6 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container, behind a NetworkPolicy")
     parser.add_argument("--every", type=float, default=EVERY_S, help="seconds between two looks at the record")
     options = parser.parse_args(argv)
+    logs.setup(level=logging.WARNING)
     os.nice(10)  # whoever trains or serves on this machine comes first
     made = Exporter(Settings.from_env(), port=options.port, host=options.host, every_s=options.every)
     ended = threading.Event()

@@ -284,6 +284,12 @@ SERVING = (
     _gauge("tiltyard_serving_waiting_requests", "requests", _MODEL, "Requests that wait for the model."),
     _gauge("tiltyard_serving_version", "version", _MODEL, "Registry version that serves."),
     _gauge("tiltyard_serving_stale", "yes or no", _MODEL, "1 while a newer version could not be loaded."),
+    _gauge(
+        "tiltyard_serving_registry_age_seconds",
+        "seconds",
+        _MODEL,
+        "Since the registry last said which version the alias names; what was known is served meanwhile.",
+    ),
     _gauge("tiltyard_serving_split_share", "ratio", _PAIR, "Share of requests that a challenger meets."),
     _counter(
         "tiltyard_serving_compared_requests",
