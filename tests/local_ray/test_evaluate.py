@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,9 @@ from tiltyard.data.versions import DatasetSpec
 from tiltyard.evaluation.folding import Evaluated
 from tiltyard.evaluation.kept import Kept, outputs_of
 from tiltyard.evaluation.late import attach_labels
-from tiltyard.evaluation.runner import Done, Pair, evaluate, log_to_mlflow, plan
+from tiltyard.evaluation.mlflow_log import log_to_mlflow
+from tiltyard.evaluation.pairs import Done, Pair, plan
+from tiltyard.evaluation.runner import evaluate
 from tiltyard.evaluation.scores import ScoreFold, label_numbers
 from tiltyard.evaluation.slices import Slice
 from tiltyard.evaluation.spec import Evaluation
@@ -268,7 +272,25 @@ evaluate(Settings.from_env(), Evaluation.from_json(json.loads(sys.argv[1])), in_
 """
 
 
-def test_evaluation_killed_in_the_middle_is_taken_over_and_counts_each_row_once(
+def wait_for_parts(folder: Place, least: int, goes_on: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while len(folder.names()) < least:
+        assert goes_on(), "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill_serve() -> None:
+    """The controller and every replica, with nobody left to start them again."""
+    import ray
+
+    actors = [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == "serve"]
+    for name in sorted(actors, key=lambda n: "CONTROLLER" not in n):
+        with suppress(ValueError):  # it went with the controller
+            ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+
+
+def test_evaluation_killed_and_then_left_without_serve_is_taken_over_and_counts_each_row_once(
     stage: Stage, done: list[Done], tmp_path: Path
 ) -> None:
     import json
@@ -280,14 +302,11 @@ def test_evaluation_killed_in_the_middle_is_taken_over_and_counts_each_row_once(
     pair: Pair = plan(spec, stage.store, stage.registry)[1][-1][0]
     env = {**os.environ, "TILTYARD_HOME": str(stage.settings.home)}
     env["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    folder = Place.of(stage.settings.storage_uri) / "evaluations" / pair.key / "0001"
+    answers = Place.of(stage.settings.storage_uri) / "evaluations" / pair.key
+    folder = answers / "0001"
     process = subprocess.Popen([sys.executable, "-c", KILLED, json.dumps(spec.to_json())], env=env)
     try:
-        deadline = time.monotonic() + 120
-        while len(folder.names()) < 3:
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_for_parts(folder, 3, lambda: process.poll() is None)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
@@ -298,11 +317,19 @@ def test_evaluation_killed_in_the_middle_is_taken_over_and_counts_each_row_once(
         assert journal.works.results(pair.key) == []
     left = len(folder.names())
     assert 3 <= left < 150
+    with ThreadPoolExecutor(1) as pool:  # who takes it over loses Serve in the middle
+        second = pool.submit(evaluate, stage.settings, spec, in_flight=1)
+        wait_for_parts(answers / "0002", 3, lambda: not second.done())
+        kill_serve()
+        failed = second.result(120)[-1]
+    assert (failed.outcome, failed.result) == ("failed", None)
+    with Journal.open(stage.settings.journal_uri) as journal:
+        assert journal.works.results(pair.key) == []
     result = evaluate(stage.settings, replace(spec, batch_rows=500))[-1]
     assert result.outcome == "new"
     assert result.result is not None
     assert result.result.scored.rows == 3_000
-    assert result.result.predictions.endswith("0002")
+    assert result.result.predictions.endswith("0003")
     parts = list(Kept(Place.of(result.result.predictions)).parts())
     assert sum(p.num_rows for p in parts) == 3_000
     assert len({i for p in parts for i in p["id"].to_pylist()}) == 3_000
@@ -340,6 +367,26 @@ def test_version_that_was_deleted_is_left_out_of_the_plan_and_its_successor_is_i
     planned = [p.version.version for group in groups for p in group if p.version.name == "gone"]
     assert planned == [v.version for v in stage.store.history("gone")]
     assert 1 not in planned
+
+
+def test_version_whose_files_are_gone_fails_by_itself_and_is_evaluated_once_they_are_back(
+    stage: Stage, done: list[Done]
+) -> None:
+    stage.store.commit("lost", table(100, 41), spec=SPEC)
+    spec = replace(EVALUATION, dataset="lost", models=("s.small@1",), rows="all", slices=())
+    version = stage.store.resolve("lost")
+    files = [Path((Place.of(version.uri) / f.path).path) for f in version.files]
+    for file in files:
+        file.rename(file.with_suffix(".away"))
+    first = evaluate(stage.settings, spec)
+    assert [d.outcome for d in first] == ["finished", "failed"]
+    assert first[-1].reason
+    for file in files:
+        file.with_suffix(".away").rename(file)
+    again = evaluate(stage.settings, spec)[-1]
+    assert again.outcome == "new"
+    assert again.result is not None
+    assert again.result.scored.rows == 100
 
 
 def test_claim_that_another_process_holds_is_left_to_it(stage: Stage, done: list[Done]) -> None:

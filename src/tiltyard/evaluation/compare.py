@@ -143,7 +143,7 @@ class PairFold:
         self.won += int(np.count_nonzero(d > 0))
         self.lost += int(np.count_nonzero(d < 0))
         self.total += float(d.sum())
-        self.squares += float(d @ d)
+        self.squares += float(np.einsum("i,i", d, d))
 
     def merge(self, other: PairFold) -> None:
         """Adds the rows of another fold of the same two models."""

@@ -29,16 +29,17 @@ from tiltyard.data.places import Place
 from tiltyard.data.profile import ColumnProfile
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import SPLITS, DatasetVersion
-from tiltyard.errors import DataError, DatasetNotFoundError, SpecError, TiltyardError
+from tiltyard.errors import DataError, ServingError, SpecError, TiltyardError
 from tiltyard.evaluation.folding import Evaluated, Folding
 from tiltyard.evaluation.kept import Joined, Keeper, Kept
 from tiltyard.evaluation.late import compare_anew
-from tiltyard.evaluation.mlflow_log import metrics_of, params_of, text_of
-from tiltyard.evaluation.reading import batches, blocks
+from tiltyard.evaluation.mlflow_log import log_to_mlflow
+from tiltyard.evaluation.pairs import Done, Pair, plan, trained_on
+from tiltyard.evaluation.reading import blocks
 from tiltyard.evaluation.scores import Scored
-from tiltyard.evaluation.spec import Evaluation, work_key
+from tiltyard.evaluation.spec import Evaluation
 from tiltyard.journal import Journal, Owner, WorkClaim
-from tiltyard.registry.address import ModelAddress
+from tiltyard.progress import work
 from tiltyard.registry.bundle import Bundle, read_bundle
 from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.registry.version import ModelVersion
@@ -52,59 +53,14 @@ from tiltyard.serving.client import (
     stream_rows_through_all,
 )
 from tiltyard.serving.deployment import evaluation_app
-from tiltyard.settings import Settings, shown
+from tiltyard.settings import Settings
 
 KIND = "evaluation"
+ASKED = {"test": ("test",), "held-out": ("validation", "test")}
+"""Splits whose rows are asked about; all of them for other choices of rows."""
 RENEW_S = 20.0
 LEASE_S = 120.0
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """One model version on one dataset version: what is predicted once."""
-
-    model: ModelVersion
-    version: DatasetVersion
-    rows: str
-
-    @property
-    def key(self) -> str:
-        """Of its work in the journal."""
-        return work_key(
-            model=str(self.address),
-            digest=self.model.digest,
-            dataset=self.version.name,
-            version=self.version.version,
-            content_digest=self.version.content_digest,
-            rows=self.rows,
-        )
-
-    @property
-    def address(self) -> ModelAddress:
-        """The model's version."""
-        return ModelAddress(name=self.model.name, alias=None, version=self.model.version)
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """For the journal."""
-        return {
-            "model": str(self.address),
-            "digest": self.model.digest,
-            "dataset": str(self.version.ref),
-            "content_digest": self.version.content_digest,
-            "rows": self.rows,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
-    """What became of a pair: ``outcome`` is ``new``, ``finished`` (earlier), ``held`` (by another process) or ``failed``."""
-
-    pair: Pair
-    outcome: str
-    result: Evaluated | None = None
-    reason: str = ""
 
 
 def evaluate(
@@ -130,107 +86,10 @@ def evaluate(
         return done
 
 
-def log_to_mlflow(settings: Settings, journal: Journal, pairs: Sequence[Pair], say: Say = lambda _: None) -> int:
-    """Writes the runs of these evaluations that MLflow lacks, or has of an older revision; how many.
-
-    MLflow is where people look; the journal is the record. Where MLflow is away, that is said, and the next evaluation
-    writes what is missing.
-    """
-    from tiltyard.tracking.mlflow_runs import MlflowRuns
-    from tiltyard.tracking.records import EvaluationRecord
-
-    written = 0
-    try:
-        embedded = settings.tracking_uri.startswith("sqlite")
-        runs = MlflowRuns(settings.tracking_uri, settings.artifact_root if embedded else None)
-        known: dict[str, dict[str, tuple[str, int]]] = {}
-        for pair in pairs:
-            experiment = pair.model.lineage.experiment or pair.model.name
-            if experiment not in known:
-                known[experiment] = runs.evaluations(experiment)
-            there = known[experiment]
-            results = journal.works.results(pair.key)
-            run_id, revision = there.get(pair.key, (None, 0))
-            for found in results[revision:]:
-                result = Evaluated.from_json(found.result)
-                record = EvaluationRecord(
-                    experiment=experiment,
-                    key=pair.key,
-                    revision=found.revision,
-                    model=result.name,
-                    model_run_id=pair.model.run_id,
-                    dataset=result.dataset,
-                    dataset_version=result.dataset_version,
-                    dataset_digest=pair.version.content_digest,
-                    metrics=metrics_of(result),
-                    params=params_of(result),
-                    result=text_of(result),
-                    at_ms=round(found.at * 1000),
-                    duration_s=result.seconds,
-                )
-                run_id = runs.evaluation(record, run_id)
-                written += 1
-    except Exception as error:  # whatever the store or the network raises
-        say(
-            f"MLflow at {shown(settings.tracking_uri)} was not written to: {shown(str(error))}. The results are in the "
-            "journal; the next evaluation writes what is missing."
-        )
-    return written
-
-
-def plan(spec: Evaluation, store: DatasetStore, registry: ModelRegistry) -> tuple[ModelVersion, list[list[Pair]]]:
-    """The champion, and pairs by dataset version, in order; each model's own training version, its baseline, comes first.
-
-    Raises:
-        TiltyardError: If there is no such model or dataset.
-    """
-    found = [registry.at(ModelAddress.parse(m)) for m in spec.models]
-    models = list({(m.name, m.version): m for m in found}.values())  # an alias and a number may mean the same one
-    versions = [v for v in store.history(spec.dataset) if not v.beside and not _is_deleted(store, v)]
-    if spec.versions == "latest":
-        versions = versions[-1:]
-    groups: list[list[Pair]] = []
-    for model in models:  # each model's own version, where it can still be read
-        own = _trained_on(store, model)
-        if own is not None and own.split_rows.get("test") and not _is_deleted(store, own):
-            groups.append([Pair(model=model, version=own, rows="test")])
-    for version in versions:
-        # a challenger's own version has test rows that neither it nor the champion was trained on
-        compares = spec.rows == "test" and len(models) > 1
-        at_home = [m for m in models if compares and m.lineage.dataset_version == version.version]
-        met = [
-            Pair(model=m, version=version, rows=spec.rows)
-            for m in models
-            if m in at_home or m.lineage.dataset != version.name or version.version > m.lineage.dataset_version
-        ]
-        if met:
-            groups.append(met)
-    return models[0], groups
-
-
-def _trained_on(store: DatasetStore, model: ModelVersion) -> DatasetVersion | None:
-    try:
-        history = store.history(model.lineage.dataset)
-    except DatasetNotFoundError:
-        return None
-    return next((v for v in history if v.version == model.lineage.dataset_version), None)
-
-
-def _is_deleted(store: DatasetStore, version: DatasetVersion) -> bool:
-    try:
-        store.resolve(version.ref)
-    except DataError:
-        return True
-    return False
-
-
-def _unseen(table: pa.Table, seen: npt.NDArray[np.int64]) -> pa.Table:
-    """Rows whose hash is none of these, which ascend."""
-    if not len(seen):
-        return table
-    hashes = table[rows.ROW].to_numpy()
-    places = np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)
-    return table.filter(pa.array(seen[places] != hashes))
+def _row_bytes(schema: Mapping[str, str], columns: Sequence[str]) -> int:
+    """What a row takes in memory, about: 12 bytes for a text."""
+    kinds = [rows.type_of(schema[c]) for c in columns]
+    return 8 + sum(12 if pa.types.is_string(k) or pa.types.is_binary(k) else max(1, k.bit_width // 8) for k in kinds)
 
 
 @dataclass(slots=True)
@@ -315,7 +174,7 @@ class _Runner:
                     self.journal.works.fail(claim, f"{type(error).__name__}: {error}")
             if not isinstance(error, TiltyardError | ray.exceptions.RayError):
                 raise
-            if isinstance(error, ray.exceptions.RayError):
+            if isinstance(error, ray.exceptions.RayError | ServingError):
                 self._unserve()  # the replicas died, and their successors, or Serve did: the next version gets new ones
             for pair in pairs:
                 found.setdefault(pair.key, Done(pair=pair, outcome="failed", reason=str(error)))
@@ -449,7 +308,7 @@ class _Runner:
 
     def _profiles(self, pair: Pair) -> dict[str, ColumnProfile]:
         """Of the training split; empty where its version is gone."""
-        own = _trained_on(self.store, pair.model)
+        own = trained_on(self.store, pair.model)
         if own is None:
             return {}
         splits = self.store.profile(own).splits
@@ -479,7 +338,7 @@ class _Runner:
 
     def _baseline(self, pair: Pair) -> dict[str, ColumnProfile]:
         """What the model predicted on the test split of its own version."""
-        own = _trained_on(self.store, pair.model)
+        own = trained_on(self.store, pair.model)
         if own is None:
             return {}
         baseline = Pair(model=pair.model, version=own, rows="test")
@@ -517,7 +376,8 @@ class _Runner:
         self._app = f"evaluate-{claim.key[:12]}"  # a killed process's is replaced by who takes its work over
         served = tuple(dict.fromkeys([*self._wanted, *names]))
         self._app_was_served = True
-        self._handle = deploy(evaluation_app(list(served), self.settings), name=self._app)
+        with work(f"start replicas of {', '.join(served)}"):
+            self._handle = deploy(evaluation_app(list(served), self.settings), name=self._app)
         self._served = served
         return self._handle
 
@@ -536,30 +396,34 @@ class _Runner:
             if c in version.schema
         ]
         columns = list(dict.fromkeys([*inputs, *kept]))
-        waiting: deque[pa.Table] = deque()
+        waiting: deque[Any] = deque()
         renewed = time.monotonic()
 
-        def tables() -> Iterator[pa.Table]:
+        def tables() -> Iterator[Any]:
             for table in self._rows(version, seats, columns):
                 waiting.append(table)
-                yield table.select(inputs)
+                yield table
 
         names = [str(s.pair.address) for s in seats]
-        for answers in stream_rows_through_all(handle, names, tables(), in_flight=self.in_flight):
-            table = waiting.popleft()
-            self._take(table, [a.outputs for a in answers], seats, kept)
-            if time.monotonic() - renewed > RENEW_S:
-                for seat in seats:
-                    self.journal.works.renew(seat.claim)
-                renewed = time.monotonic()
+        which = seats[0].pair.rows
+        total = None if which == "new" else sum(version.split_rows.get(s, 0) for s in ASKED.get(which, SPLITS))
+        with work(f"evaluate {', '.join(names)} on {version.ref}", total=total, unit="rows") as doing:
+            for answers in stream_rows_through_all(handle, names, tables(), in_flight=self.in_flight):
+                table = ray.get(waiting.popleft())
+                self._take(table, [a.outputs for a in answers], seats, kept)
+                doing.advance(table.num_rows)
+                if time.monotonic() - renewed > RENEW_S:
+                    for seat in seats:
+                        self.journal.works.renew(seat.claim)
+                    renewed = time.monotonic()
 
     def _keys(self, version: DatasetVersion) -> tuple[str, ...]:
         return self.spec.keys or version.spec.keys
 
-    def _rows(self, version: DatasetVersion, seats: Sequence[_Seat], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The rows that are asked about, in order; without those that a model was trained on, where asked for."""
+    def _rows(self, version: DatasetVersion, seats: Sequence[_Seat], columns: Sequence[str]) -> Iterator[Any]:
+        """References to the rows that are asked about, in order; without those a model was trained on, where asked for."""
         which = seats[0].pair.rows
-        splits = {"test": ("test",), "held-out": ("validation", "test")}.get(which, SPLITS)
+        splits = ASKED.get(which, SPLITS)
         files = [f for s in splits for f in version.files if f.split == s]
         if not files:
             raise DataError(
@@ -567,14 +431,20 @@ class _Runner:
             )
         seen = self._trained_rows(seats) if which == "new" else None
         root = Place.of(version.uri, self.store.storage_options)
-        found = blocks(root, files, columns)
-        yield from batches(found if seen is None else (_unseen(b, seen) for b in found), self.spec.batch_rows)
+        yield from blocks(
+            root,
+            files,
+            columns,
+            batch_rows=self.spec.batch_rows,
+            row_bytes=_row_bytes(version.schema, columns),
+            seen=seen,
+        )
 
     def _trained_rows(self, seats: Sequence[_Seat]) -> npt.NDArray[np.int64]:
         """Hashes of the rows that any of the models was trained on, ascending."""
         parts = [np.empty(0, np.int64)]
         for model in {s.pair.address: s.pair.model for s in seats}.values():
-            own = _trained_on(self.store, model)
+            own = trained_on(self.store, model)
             if own is None:
                 raise DataError(
                     f"{model.name}@{model.version} was trained on {model.lineage.dataset}@{model.lineage.dataset_version}, which "

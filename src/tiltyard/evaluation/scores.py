@@ -310,7 +310,7 @@ class _Means:
     def add(self, values: Mapping[str, F64]) -> None:
         for name, v in values.items():
             first, second = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = first + float(v.sum()), second + float(v @ v)
+            self.sums[name] = first + float(v.sum()), second + float(np.einsum("i,i", v, v))
         self.rows += len(next(iter(values.values())))
 
     def __add__(self, other: _Means) -> _Means:

@@ -21,6 +21,8 @@ from tiltyard.serving.environment import SERVE_ALONE_ENV
 IN_FLIGHT = 3
 """One being answered, one being taken apart beside it, one on its way: more only takes memory."""
 RETRIES = 3
+LOOK_S = 5.0
+"""So long an answer is waited for before it is looked whether Serve is still there."""
 NO_RAY = (
     "Start one here (tiltyard up; tiltyard serve finds it), correct RAY_ADDRESS, or unset it: models are then served by a Ray "
     "that starts and ends with this process."
@@ -137,7 +139,7 @@ def remove(name: str) -> None:
 def stream_rows(handle: Any, model: str, tables: Iterable[pa.Table], *, in_flight: int = IN_FLIGHT) -> Iterator[Answer]:
     """Answers for tables of raw rows, in their order, with at most ``in_flight`` requests under way.
 
-    A table whose replica died is sent again.
+    Tables come as they are, or as references to what is in Ray's object store already. A table whose replica died is sent again.
 
     Raises:
         TiltyardError: What the application said to a table.
@@ -146,27 +148,54 @@ def stream_rows(handle: Any, model: str, tables: Iterable[pa.Table], *, in_fligh
 
 
 def stream_rows_through_all(
-    handle: Any, models: Sequence[str], tables: Iterable[pa.Table], *, in_flight: int = IN_FLIGHT
+    handle: Any, models: Sequence[str], tables: Iterable[Any], *, in_flight: int = IN_FLIGHT
 ) -> Iterator[list[Answer]]:
     """As `stream_rows`, of several pinned versions of an `evaluation_app` at once: each table is sent and prepared once."""
     yield from _stream(lambda rows: handle.predict_all.remote(list(models), rows), tables, in_flight)
 
 
-def _stream(send: Callable[[Any], Any], tables: Iterable[pa.Table], in_flight: int) -> Iterator[Any]:
+def _stream(send: Callable[[Any], Any], tables: Iterable[Any], in_flight: int) -> Iterator[Any]:
     waiting: deque[tuple[Any, Any]] = deque()
     for table in tables:
         if len(waiting) >= in_flight:
             yield _answer(send, *waiting.popleft())
-        rows = ray.put(table)  # kept until it is answered, so that sending it again costs nothing
+        # kept until it is answered, so that sending it again costs nothing
+        rows = table if isinstance(table, ray.ObjectRef) else ray.put(table)
         waiting.append((rows, send(rows)))
     while waiting:
         yield _answer(send, *waiting.popleft())
 
 
+def _result(response: Any) -> Any:
+    """What was answered. A Serve that died answers nothing for ever, so now and then it is looked after.
+
+    Raises:
+        ServingError: If Serve serves nothing any more.
+    """
+    while True:
+        try:
+            return response.result(timeout_s=LOOK_S)
+        except TimeoutError as error:
+            if isinstance(error, RayTaskError):  # the model's own
+                raise
+            if _serves_nothing():
+                raise ServingError(
+                    "Serve ended under requests that were on their way, or its applications were deleted. Start again: what "
+                    "was done is kept, what was not is done then."
+                ) from None
+
+
+def _serves_nothing() -> bool:
+    try:
+        return not serve.status().applications
+    except Exception:  # a controller that is gone, or going
+        return True
+
+
 def _answer(send: Callable[[Any], Any], rows: Any, response: Any) -> Any:
     for attempt in range(RETRIES):
         try:
-            return response.result()
+            return _result(response)
         except RayTaskError as error:
             if isinstance(error.cause, TiltyardError):
                 raise error.cause from None
