@@ -1,9 +1,9 @@
 """What verdicts and policies set going: promote, roll back, open a candidate, retrain, tell. Above the engines.
 
-Evidence is read from the journal's evaluations; `tiltyard.governance` decides; here it is done. Every action is first a
-decision in the journal, with actor, evidence digest and reasons, under a name that only one decision may bear; then it is
-carried out. What a killed process decided and did not carry out is carried out by the next `apply`: each action names the
-versions it turns from and to, so that doing it twice is doing it once.
+Evidence is read from the journal's evaluations, and from `tiltyard.measured`; `tiltyard.governance` decides; here it is done.
+Every action is first a decision in the journal, with actor, evidence digest and reasons, under a name that only one decision
+may bear; then it is carried out. What a killed process decided and did not carry out is carried out by the next `apply`:
+each action names the versions it turns from and to, so that doing it twice is doing it once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from tiltyard.errors import RegistryError, SpecError
+from tiltyard.errors import RegistryError
 from tiltyard.evaluation.folding import Evaluated
 from tiltyard.governance.approvals import Approval, lacks
 from tiltyard.governance.gates import REFUSE, Gate, Look, Verdict, concerns, judge
@@ -35,6 +34,7 @@ from tiltyard.governance.policy import (
     decide,
 )
 from tiltyard.journal import Decision, Journal
+from tiltyard.measured import latency_ms, spent
 from tiltyard.registry.address import CANDIDATE, CHAMPION, PREVIOUS
 from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.registry.version import ModelVersion
@@ -220,7 +220,7 @@ def acted(journal: Journal, model: str) -> list[Acted]:
 # -- acting -------------------------------------------------------------------------------------------------------------
 
 Tell = Callable[[str], None]
-Train = Callable[[Retrain], None]
+Train = Callable[[Retrain], object]
 
 
 def apply(
@@ -258,7 +258,7 @@ def apply(
         found = results(journal, model)
         pieces = evidence_of(found, champion)
         newest = pieces[-1] if pieces else Evidence(model=model, version=champion.version, at=now)
-        evidence = _at(newest, now, champion)
+        evidence = _at(journal, newest, now, champion)
         candidate = candidate_of(registry, journal, model)
         if candidate is not None:
             verdict = judged(gate, found, champion, candidate)
@@ -293,8 +293,17 @@ def announce(settings: Settings, journal: Journal, model: str) -> list[Delivery]
     return told
 
 
-def _at(evidence: Evidence, now: float, champion: ModelVersion) -> Evidence:
-    return replace(evidence, at=now, trained_at=champion.created_ms / 1000)
+def _at(journal: Journal, evidence: Evidence, now: float, champion: ModelVersion) -> Evidence:
+    """The newest evaluation's evidence with what is measured elsewhere: age, latency, cost."""
+    cost = spent(journal, champion, now=now)
+    return replace(
+        evidence,
+        at=now,
+        trained_at=champion.created_ms / 1000,
+        latency_ms=latency_ms(journal, champion, now=now),
+        cpu_hours=None if cost is None else cost.cpu_s / 3600,
+        gpu_hours=None if cost is None else cost.gpu_s / 3600,
+    )
 
 
 def _with_candidate(evidence: Evidence, candidate: ModelVersion, verdict: Verdict) -> Evidence:
@@ -349,7 +358,7 @@ def _do(
             approvals_of(journal, evidence.model),
             needed=gate.approvals,
             digest=candidate.digest,
-            author=candidate.tags.get("tiltyard.author", ""),
+            author=candidate.author,
         )
     if why_not:
         return Applied(step=step, told=f"withheld: {why_not}")
@@ -365,6 +374,7 @@ def _do(
         "nonce": uuid.uuid4().hex,
     }
     day = int(evidence.at // 86_400)
+    by_clock = any(r.name == step.rule and r.when.by_clock for r in policy.rules)
     decision = journal.decide(
         kind=POLICY,
         subject=evidence.model,
@@ -372,7 +382,7 @@ def _do(
         evidence=facts,
         reasons=list(step.reasons),
         outcome=_outcome(step.action, evidence.model, target),
-        once=f"policy/{policy.name}/{step.rule}/{evidence.model}/{champion.version}/{evidence.on or day}",
+        once=f"policy/{policy.name}/{step.rule}/{evidence.model}/{champion.version}/{day if by_clock else evidence.on or day}",
     )
     if decision.evidence["nonce"] != facts["nonce"]:
         return Applied(step=step, told="withheld: another process did it at the same moment")
@@ -460,24 +470,3 @@ def _digest(evidence: Evidence, policy: Policy) -> str:
     """Of what was decided on."""
     facts: Mapping[str, Any] = {"evidence": asdict(evidence), "policy": policy.to_json()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def retrain(settings: Settings, action: Retrain) -> None:
-    """Runs a sweep within a budget; its winners become candidates, and no champion is touched.
-
-    Raises:
-        SpecError: If the job file describes no experiment.
-        TiltyardError: If it cannot be run.
-    """
-    from tiltyard.experiment import Champion
-    from tiltyard.jobfile import load_experiment
-    from tiltyard.run import run
-
-    experiment = load_experiment(action.job)
-    limit = experiment.budget.cpu_hours
-    hours = action.cpu_hours if limit is None else min(limit, action.cpu_hours)
-    if hours <= 0:
-        raise SpecError(f"A retrain of {action.job} was given {action.cpu_hours} CPU-hours; wanted more than 0.")
-    budget = experiment.budget.model_copy(update={"cpu_hours": hours})
-    candidate = experiment.model_copy(update={"budget": budget, "champion": Champion(alias=CANDIDATE, serve=False)})
-    run(candidate, settings=settings, job_file=Path(action.job))

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tiltyard.codedigest import user_modules
+from tiltyard.control import actor
 from tiltyard.data.store import DatasetStore
 from tiltyard.experiment import Experiment
 from tiltyard.journal import Journal
@@ -101,6 +102,7 @@ def crown(
                         "digest": model.digest,
                         "dataset": dataset,
                         "validation": best.validation,
+                        "author": actor(),
                     },
                     reasons=[
                         f"best of {len(outcome.leaderboard.tables[dataset])} trials by {outcome.leaderboard.metric}"
@@ -142,7 +144,7 @@ def _crown_one(
         _bundle(experiment, outcome, best.cell, bundle, code_digest, job_file)
         run_id = outcome.run_ids.get(best.cell) or outcome.parent_run_id or ""
         score = f"validation_{experiment.objective.metric}"
-        registered = registry.register(name, bundle, run_id=run_id, score=score)
+        registered = registry.register(name, bundle, run_id=run_id, score=score, author=actor())
     registry.promote(name, registered.version, alias=experiment.champion.alias)
     return registry.get(name, version=registered.version)
 

@@ -2,13 +2,15 @@
 
 ::
 
-    claim -> fresh version? -> evaluate champion and candidate on it -> policy and gate -> no candidate? sweep within the
-    budget, its winner becomes candidate -> evaluate it on the same test rows -> gate -> record
+    claim -> fresh version? -> what its checks said -> evaluate champion and candidate on it, scores and drift -> policy and
+    gate -> no candidate? warm-started sweep within the budget, its winner becomes candidate -> evaluate it on the same test
+    rows -> gate -> record
 
 A night has a *logical date*. It does its work once, however often and however concurrently it is started: the night is a work
 of the journal, and each step's outcome is a decision that only one may bear the name of. A night that was killed is taken over
 and goes on with the steps that have no outcome. "Nothing changed, nothing done" is a result as any other. Nights that were
-missed are never replayed: they are recorded as skipped by the next that runs.
+missed are never replayed one after another: the next that runs records them as skipped, and of those that a scheduler starts
+late only yesterday's is run, where `Night.missed` says so.
 
 Started by cron, a systemd timer or a Kubernetes CronJob: each runs ``tiltyard nightly run-now FILE`` once a day.
 """
@@ -19,6 +21,7 @@ import dataclasses
 import datetime as dt
 import hashlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,16 +36,20 @@ from tiltyard.governance.gates import Gate
 from tiltyard.governance.policy import Alert, GateSays, Policy, Promote, Retrain, Rule
 from tiltyard.journal import Journal, Owner, WorkClaim
 from tiltyard.settings import Settings, shows_tracebacks
+from tiltyard.telemetry import logs
 from tiltyard.telemetry.notices import Notice
 from tiltyard.telemetry.notify import notify, receivers
-from tiltyard.types import check_name
+from tiltyard.telemetry.traces import span
+from tiltyard.types import DatasetRef, check_name
 
 if TYPE_CHECKING:
-    from tiltyard.evaluation.runner import Done
+    from tiltyard.evaluation.pairs import Done
+    from tiltyard.retrain import WarmStart
 
 KIND = "night"
 SCHEMA_VERSION = 1
 LEASE_S = 300.0
+MISSED = ("skip", "latest")
 _NONE = "there is no candidate"
 Say = Callable[[str], None]
 
@@ -61,6 +68,8 @@ class Night:
         rows: As in `Evaluation`; ``test`` rows are the ones that neither model has trained on.
         policy: What else is to happen on the evidence.
         gate: What a candidate must show.
+        missed: What becomes of a night that is started after its date: ``skip``, or ``latest``: yesterday's is run, unless a
+            later one was done, and older ones are skipped.
     """
 
     name: str
@@ -72,12 +81,15 @@ class Night:
     rows: str = "test"
     policy: Policy | None = None
     gate: Gate = dataclasses.field(default_factory=Gate)
+    missed: str = "latest"
 
     def __post_init__(self) -> None:
         check_name(self.name, "Night")
         check_name(self.dataset, "Dataset")
         if self.cpu_hours <= 0:
             raise SpecError(f"Night {self.name!r} was given {self.cpu_hours} CPU-hours; wanted more than 0.")
+        if self.missed not in MISSED:
+            raise SpecError(f"Night {self.name!r} has missed={self.missed!r}; wanted {' or '.join(MISSED)}.")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values with ``schema_version``."""
@@ -113,13 +125,16 @@ class Engines:
 
     Args:
         evaluate: Evaluates what has not been evaluated; the default is Ray.
-        train: Runs a sweep whose winner becomes candidate.
+        train: Runs a sweep whose winner becomes candidate, under a name that makes it the same sweep when it is begun again;
+            says what it began with.
         newest: Number of a dataset's newest version.
+        checks: What the checks of a version said when it was committed, in a sentence.
     """
 
     evaluate: Callable[[Settings, Evaluation], list[Done]]
-    train: Callable[[Settings, Retrain], None]
+    train: Callable[[Settings, Retrain, str], WarmStart | None]
     newest: Callable[[Settings, str], int]
+    checks: Callable[[Settings, str, int], str] = lambda *_: "checks: none were asked about"
 
     @classmethod
     def real(cls) -> Self:
@@ -130,12 +145,24 @@ class Engines:
 
             return run(settings, spec)
 
+        def train(settings: Settings, action: Retrain, name: str) -> WarmStart:
+            from tiltyard.retrain import retrain
+
+            return retrain(settings, action, actor=name.partition("/")[0], once=name)
+
         def newest(settings: Settings, dataset: str) -> int:
             from tiltyard.data.store import DatasetStore
 
             return DatasetStore(settings.data_uri).resolve(dataset).version
 
-        return cls(evaluate=evaluate, train=actions.retrain, newest=newest)
+        def checks(settings: Settings, dataset: str, version: int) -> str:
+            from tiltyard.data.store import DatasetStore
+
+            found = DatasetStore(settings.data_uri).resolve(DatasetRef(dataset, version))
+            told = "; ".join(found.warnings) or "none warned"
+            return f"checks: {len(found.spec.checks)} were run when {found.ref} was committed, {told}"
+
+        return cls(evaluate=evaluate, train=train, newest=newest, checks=checks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +173,8 @@ class NightResult:
         name: Of the night.
         date: Its logical date.
         outcome: ``promoted``, ``refused``, ``waiting`` (a candidate gathers evidence), ``watched`` (no candidate),
-            ``nothing changed``, ``held``, ``running`` (another process works on it), ``late`` (a later night was done).
+            ``nothing changed``, ``held``, ``running`` (another process works on it), ``late`` (a later night was done),
+            ``skipped`` (it was missed).
         steps: What was done, in sentences.
         version: The dataset version it looked at.
         ran: Whether this call did the work; False where it was answered from the record.
@@ -181,8 +209,17 @@ def run_night(
     date: str,
     engines: Engines | None = None,
     say: Say = lambda _: None,
+    today: str | None = None,
 ) -> NightResult:
     """Does the work of one logical date, once; whoever comes later is answered from the record.
+
+    Args:
+        settings: Where things live.
+        night: What is done.
+        date: The logical date, ``YYYY-MM-DD``.
+        engines: What it sets going; Ray where None.
+        say: Told what is done, line by line.
+        today: The date that it is still somewhere; where given, a night that is started after its date may have been missed.
 
     Raises:
         RegistryError: If the model has no champion.
@@ -198,6 +235,8 @@ def run_night(
         if date not in done and done and date < max(done):
             told = f"the night of {max(done)} was done already; {date} is not replayed"
             return NightResult(name=night.name, date=date, outcome="late", steps=(told,))
+        if today is not None and date not in done and (told := _skipped(night, date, today)):
+            return _recorded_skip(journal, night, date, told)
         claim = journal.works.claim(
             night_key(night.name, date),
             kind=KIND,
@@ -250,7 +289,11 @@ def start_night(
     settings = settings or Settings.from_env()
     settings.ensure_home()
     use_own_token(settings)
-    result = run_night(settings, night, date=date or logical_date(time.time()), say=say)
+    logs.setup(level=logging.WARNING)
+    with logs.bound(night=night.name), span("night", night=night.name):
+        now = time.time()
+    still = logical_date(now - 12 * 3600)  # a date is over once it is over everywhere: schedules have time zones
+    result = run_night(settings, night, date=date or logical_date(now), say=say, today=still)
     if not result.ran:
         for told in result.steps:
             say(told)
@@ -262,11 +305,14 @@ def night_main(path: str, argv: Sequence[str] | None = None) -> None:
     """What a job file calls at its end; exits."""
     import argparse
 
+    from tiltyard.report.progress import showing
+
     parser = argparse.ArgumentParser(prog=f"python {Path(path).name}", description="Run this night, once a date.")
     parser.add_argument("--date", help="logical date, YYYY-MM-DD; without it today's, in UTC")
     options = parser.parse_args(argv)
     try:
-        start_night(load_night(path), date=options.date)
+        with showing():
+            start_night(load_night(path), date=options.date)
         code = 0
     except TiltyardError as error:
         if shows_tracebacks():
@@ -383,10 +429,11 @@ def _work(
         )
 
     began = step("begin", begin)
+    step("checks", lambda: engines.checks(settings, night.dataset, version))
     step("evaluate", lambda: _evaluated(settings, journal, night, engines))
     step("policy", lambda: _policed(settings, night))
     if night.job and _NONE in began:
-        step("sweep", lambda: _trained(settings, journal, night, engines))
+        step("sweep", lambda: _trained(settings, journal, night, date, engines))
         if _candidate(settings, journal, night) is not None:
             step("compare", lambda: _evaluated(settings, journal, night, engines))
             step("gate", lambda: _policed(settings, night))
@@ -398,6 +445,28 @@ def _work(
         version=version,
         ran=True,
     )
+
+
+def _skipped(night: Night, date: str, today: str) -> str:
+    """Why a night that was missed is not run; empty where it is not missed, or is the one that is still run."""
+    days = (dt.date.fromisoformat(today) - dt.date.fromisoformat(date)).days
+    if days <= 0 or (days == 1 and night.missed == "latest"):
+        return ""
+    kept = "yesterday's alone is still run" if night.missed == "latest" else "none that was missed is run"
+    return f"the night of {date} was missed, today is {today}: it is skipped ({kept}; Night.missed is {night.missed!r})"
+
+
+def _recorded_skip(journal: Journal, night: Night, date: str, told: str) -> NightResult:
+    journal.decide(
+        kind=KIND,
+        subject=_subject(night),
+        actor=f"night {night.name}",
+        evidence={"date": date, "step": "skipped", "missed": night.missed},
+        reasons=[told],
+        outcome="skipped",
+        once=f"night/{night.name}/{date}/skipped",
+    )
+    return NightResult(name=night.name, date=date, outcome="skipped", steps=(told,))
 
 
 def _note_missed(date: str, done: Mapping[str, Any], note: Say) -> None:
@@ -421,10 +490,14 @@ def _candidate(settings: Settings, journal: Journal, night: Night) -> int | None
     return None if found is None else found.version
 
 
-def _trained(settings: Settings, journal: Journal, night: Night, engines: Engines) -> str:
-    engines.train(settings, Retrain(job=night.job, cpu_hours=night.cpu_hours))
+def _trained(settings: Settings, journal: Journal, night: Night, date: str, engines: Engines) -> str:
+    action = Retrain(job=night.job, cpu_hours=night.cpu_hours)
+    warm = engines.train(settings, action, f"night {night.name}/{date}")
     made = _candidate(settings, journal, night)
-    return f"a sweep was run: version {made} is @candidate" if made else "a sweep was run and brought no new candidate"
+    begun = ""
+    if warm is not None and warm.count:
+        begun = f", begun with {warm.count} earlier configurations ({'; '.join(warm.reasons)})"
+    return f"a sweep was run{begun}: " + (f"version {made} is @candidate" if made else "it brought no new candidate")
 
 
 def _evaluated(settings: Settings, journal: Journal, night: Night, engines: Engines) -> str:

@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 
 from tiltyard import actions
+from tiltyard.distributions import loguniform
 from tiltyard.errors import SpecError
 from tiltyard.evaluation.spec import Evaluation
+from tiltyard.experiment import Experiment, Objective, Search, Variant
 from tiltyard.governance.policy import Alert, Drifted, Policy, Retrain, Rule
-from tiltyard.journal import Journal
+from tiltyard.journal import Journal, Owner, TrialRow, TrialUpdate
 from tiltyard.nightly import Engines, Night, history, logical_date, run_night
 from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.retrain import WarmStart, decided, warm_start, warmed
 from tiltyard.settings import Settings
+from tiltyard.sweep.space import draw
 from tiltyard.testing.bundles import small_bundle
 
 pytestmark = pytest.mark.slow  # a real MLflow
@@ -41,7 +45,7 @@ class Counted:
             self.evaluated.append(spec)
             return []
 
-        def train(settings: Settings, action: Retrain) -> None:
+        def train(settings: Settings, action: Retrain, _: str) -> None:
             self.trained.append(action)
             ModelRegistry(settings).set_alias("s.small", "candidate", 2)
             self.before_end()
@@ -133,6 +137,78 @@ def test_night_on_hold_does_nothing_until_it_is_resumed(settings: Settings) -> N
     assert run_night(settings, NIGHT, date="2026-11-20", engines=counted.engines()).ran
 
 
+def test_night_started_after_its_date_is_run_or_skipped_as_it_says_and_old_ones_never(settings: Settings) -> None:
+    counted = Counted(settings)
+    skips, day = replace(NIGHT, missed="skip"), "2026-11-20"
+
+    def run(night: Night, today: str) -> str:
+        return run_night(settings, night, date=day, today=today, engines=counted.engines()).outcome
+
+    assert run(skips, "2026-11-21") == "skipped"
+    assert run(NIGHT, "2026-11-22") == "skipped"
+    assert counted.evaluated == []
+    assert run(NIGHT, "2026-11-21") == "waiting"
+    assert run(skips, "2026-11-30") == "waiting"  # it was done: answered from the record
+    with Journal.open(settings.journal_uri) as journal:
+        (told,) = (d for d in journal.decisions(subject="night/small") if d.outcome == "skipped")
+    assert "the night of 2026-11-20 was missed" in told.reasons[0]
+    assert told.actor == "night small"
+
+
+def earlier_sweep(journal: Journal, key: str, variant: str, *tried: tuple[float, float]) -> None:
+    """A sweep of experiment ``s``: a learning rate and its score each."""
+    claim = journal.claim(key, experiment="s", spec="{}", owner=Owner.here())
+    rows = [
+        TrialRow(
+            cell=f"{key[:8]}{i}", key=key, group=f"{variant}@small", index=i, variant=variant, model="mlp", dataset="small",
+            dataset_version=1, config={"lr": lr, "hidden": (8,)}, seed=i, data_seed=0,
+        )
+        for i, (lr, _) in enumerate(tried)
+    ]  # fmt: skip
+    journal.add_trials(claim, rows)
+    states = [TrialUpdate(cell=r.cell, state="done", epoch=2, score=s) for r, (_, s) in zip(rows, tried, strict=True)]
+    journal.set_trial_states(claim, states)
+    journal.release(claim, state="done", summary={})
+
+
+def test_sweep_of_a_night_begins_with_the_champions_configuration_and_the_best_of_the_sweep_before(
+    settings: Settings,
+) -> None:
+    registry = ModelRegistry(settings)
+    variant = registry.get("s.small", alias="champion").lineage.variant
+    experiment = Experiment(
+        name="s",
+        variants=(
+            Variant(name=variant, model="mlp", fixed={"hidden": (8,)}, space={"lr": loguniform(1e-3, 1.0)}),
+            Variant(name="other", model="mlp", space={"lr": loguniform(1e-3, 0.03)}),
+        ),
+        datasets=("small",),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=20, epochs=2),
+        seed=5,
+    )
+    with Journal.open(settings.journal_uri) as journal:
+        earlier_sweep(journal, "a" * 64, "other", (0.05, 0.9), (0.02, 0.8), (0.01, 0.7))
+        found = warm_start(journal, registry, experiment)
+        assert found.points["other"] == ({"lr": 0.02}, {"lr": 0.01})  # the best is outside of today's space
+        earlier_sweep(journal, "b" * 64, variant, (0.5, 0.6), (0.2, 0.9), (0.1, 0.85), (0.3, 0.8), (0.4, 0.7))
+        begun = decided(journal, registry, experiment, actor="night s", once="night s/2026-11-20")
+        own = registry.get("s.small", alias="champion").lineage.config
+        champion = ({"lr": 0.1},) if list(own.get("hidden", [8])) == [8] else ()
+        assert begun.points[variant] == tuple(
+            {c["lr"]: c for c in (*champion, *({"lr": v} for v in (0.2, 0.1, 0.3)))}.values()
+        )
+        earlier_sweep(journal, "c" * 64, variant, (0.9, 0.99))
+        again = decided(journal, registry, experiment, actor="night s", once="night s/2026-11-20")
+        assert again == begun  # a night that was killed goes on with the same sweep
+        assert journal.decisions(kind="warm_start")[0].actor == "night s"
+    sweep = warmed(experiment, begun)
+    assert sweep.seed == 7  # two sweeps before: none of their draws comes again
+    first = draw(sweep.variants[0], algorithm="random", n=5, seed=sweep.seed, points=sweep.search.points[variant])
+    assert [c["lr"] for c in first][: len(begun.points[variant])] == [p["lr"] for p in begun.points[variant]]
+    assert warmed(experiment, WarmStart(points={}, seed=5)) == experiment
+
+
 RACER = """
 import sys, time
 from dataclasses import replace
@@ -142,7 +218,8 @@ settings = replace(Settings.from_env(), journal_uri=sys.argv[1])
 def evaluate(*_):
     with open(sys.argv[2], "a") as file:
         file.write("evaluated\\n")
-    time.sleep(0.5)
+    print("evaluating", flush=True)
+    time.sleep(float(sys.argv[3]))
     return []
 night = Night(name="small", model="s.small", dataset="small")
 engines = Engines(evaluate=evaluate, train=lambda *_: None, newest=lambda *_: 1)
@@ -152,19 +229,37 @@ print(run_night(settings, night, date="2026-11-20", engines=engines).ran)
 """
 
 
+def racer_of(settings: Settings, work: Path, seconds: float) -> subprocess.Popen[str]:
+    env = {"TILTYARD_HOME": str(settings.home), "PATH": "/usr/bin:/bin", "HOME": str(work.parent)}  # what cron gives
+    return subprocess.Popen(
+        [sys.executable, "-c", RACER, settings.journal_uri, str(work), str(seconds)],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_night_killed_with_kill_9_is_taken_over_by_the_next_start(settings: Settings, tmp_path: Path) -> None:
+    with racer_of(settings, tmp_path / "work", 300) as racer:
+        try:
+            assert racer.stdin is not None
+            assert racer.stdout is not None
+            racer.stdin.write("go\n")
+            racer.stdin.flush()
+            assert [racer.stdout.readline() for _ in range(2)] == ["ready\n", "evaluating\n"]
+        finally:
+            racer.kill()
+    counted = Counted(settings)
+    result = run_night(settings, replace(NIGHT, job=""), date="2026-11-20", engines=counted.engines())
+    assert (result.outcome, result.ran) == ("watched", True)
+    with Journal.open(settings.journal_uri) as journal:
+        assert [n.outcome for n in history(journal, "small")] == ["watched"]
+
+
 def test_night_started_by_racing_processes_does_its_work_once(settings: Settings, tmp_path: Path) -> None:
     work = tmp_path / "work"
-    env = {"TILTYARD_HOME": str(settings.home), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}  # what cron gives
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, settings.journal_uri, str(work)],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    racers = [racer_of(settings, work, 0.5) for _ in range(2)]
     for racer in racers:
         assert racer.stdout is not None
         assert racer.stdout.readline() == "ready\n"
@@ -176,7 +271,7 @@ def test_night_started_by_racing_processes_does_its_work_once(settings: Settings
     for racer in racers:
         out, _ = racer.communicate(timeout=120)
         assert racer.returncode == 0
-        ran.append(out.strip())
+        ran.append(out.split()[-1])
     assert sorted(ran) == ["False", "True"]
     assert work.read_text() == "evaluated\n"
 
@@ -186,6 +281,6 @@ def test_night_as_json_comes_back_equal_and_wrong_ones_are_told() -> None:
     night = replace(NIGHT, policy=policy)
     assert Night.from_json(json.loads(json.dumps(night.to_json()))) == night
     assert logical_date(0) == "1970-01-01"
-    for wrong in ({"cpu_hours": 0}, {"hours": 1}, {"schema_version": 9}):
+    for wrong in ({"cpu_hours": 0}, {"hours": 1}, {"missed": "all"}, {"schema_version": 9}):
         with pytest.raises(SpecError):
             Night.from_json({"name": "n", "model": "m", "dataset": "d", **wrong})

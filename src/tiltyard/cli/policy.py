@@ -48,6 +48,7 @@ def apply(
     from tiltyard import actions
     from tiltyard.cli.models import open_registry
     from tiltyard.report.terminal import output
+    from tiltyard.retrain import retrain
 
     settings, console = Settings.from_env(), output()
     open_registry(settings)
@@ -57,7 +58,7 @@ def apply(
         model,
         now=time.time(),
         tell=lambda text: console.print(f"alert: {text}"),
-        train=(lambda action: actions.retrain(settings, action)) if train else None,
+        train=(lambda action: retrain(settings, action, actor=actions.person())) if train else None,
     )
     if not applied:
         console.print(f"{model}: no rule has anything against its champion.")

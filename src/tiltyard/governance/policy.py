@@ -40,8 +40,9 @@ class Evidence:
         drift: Column to effect, of columns that have drifted.
         schema_changed: A needed column is gone or of another type.
         trained_at: When the version was made, seconds since 1970.
-        latency_ms: Of a served request, where it was measured.
-        cpu_hours: Spent on this model in the last week, where it was metered.
+        latency_ms: Of a served request: the 95th percentile of the last day, where it was measured.
+        cpu_hours: Spent on sweeps for this model in the last week, where it was metered.
+        gpu_hours: The same of GPUs.
         candidate: A challenger's version that waits for a verdict.
         verdict: Of its gate: ``promote``, ``wait``, ``refuse``; empty where there is none.
     """
@@ -58,6 +59,7 @@ class Evidence:
     trained_at: float | None = None
     latency_ms: float | None = None
     cpu_hours: float | None = None
+    gpu_hours: float | None = None
     candidate: int | None = None
     verdict: str = ""
 
@@ -79,6 +81,7 @@ class ScoreBelow:
     """
 
     kind: ClassVar[str] = "score_below"
+    by_clock: ClassVar[bool] = False
     bound: float
 
     def met(self, evidence: Evidence) -> str:
@@ -98,6 +101,7 @@ class ScoreDropped:
     """
 
     kind: ClassVar[str] = "score_dropped"
+    by_clock: ClassVar[bool] = False
     by: float = 0.0
 
     def met(self, evidence: Evidence) -> str:
@@ -123,6 +127,7 @@ class Drifted:
     """
 
     kind: ClassVar[str] = "drifted"
+    by_clock: ClassVar[bool] = False
     columns: tuple[str, ...] = ()
     least_effect: float = 0.05
     least_columns: int = 1
@@ -142,6 +147,7 @@ class SchemaChanged:
     """A column that the model needs is gone, or has another type."""
 
     kind: ClassVar[str] = "schema_changed"
+    by_clock: ClassVar[bool] = False
 
     def met(self, evidence: Evidence) -> str:
         """Why it is met; empty where it is not."""
@@ -157,6 +163,7 @@ class Stale:
     """
 
     kind: ClassVar[str] = "stale"
+    by_clock: ClassVar[bool] = False
     days: float
 
     def met(self, evidence: Evidence) -> str:
@@ -175,6 +182,8 @@ class Slow:
     """
 
     kind: ClassVar[str] = "slow"
+    by_clock: ClassVar[bool] = True
+    """Measured anew at any time: its cool-down alone keeps it silent, not that it acted on the newest evaluation."""
     latency_ms: float
 
     def met(self, evidence: Evidence) -> str:
@@ -189,17 +198,31 @@ class Costly:
     """More was spent in a week than was meant.
 
     Args:
-        cpu_hours: A week.
+        cpu_hours: A week; None for any number.
+        gpu_hours: A week; None for any number.
     """
 
     kind: ClassVar[str] = "costly"
-    cpu_hours: float
+    by_clock: ClassVar[bool] = True
+    """Measured anew at any time: its cool-down alone keeps it silent, not that it acted on the newest evaluation."""
+    cpu_hours: float | None = None
+    gpu_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cpu_hours is None and self.gpu_hours is None:
+            raise SpecError("A condition on cost names neither cpu_hours nor gpu_hours; wanted one of them, a week.")
 
     def met(self, evidence: Evidence) -> str:
         """Why it is met; empty where it is not."""
-        if evidence.cpu_hours is None or evidence.cpu_hours <= self.cpu_hours:
-            return ""
-        return f"{evidence.cpu_hours:.1f} CPU-hours were spent in a week, {self.cpu_hours:g} were meant"
+        found = [
+            f"{used:.1f} {what}-hours were spent in a week, {meant:g} were meant"
+            for what, used, meant in (
+                ("CPU", evidence.cpu_hours, self.cpu_hours),
+                ("GPU", evidence.gpu_hours, self.gpu_hours),
+            )
+            if used is not None and meant is not None and used > meant
+        ]
+        return "; ".join(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,6 +234,7 @@ class GateSays:
     """
 
     kind: ClassVar[str] = "gate_says"
+    by_clock: ClassVar[bool] = False
     verdict: str = "promote"
 
     def met(self, evidence: Evidence) -> str:
@@ -488,7 +512,11 @@ def _against(
         found.append(
             f"it acted {abs(evidence.at - last) / 3600:.1f} hours ago; its cool-down is {rule.cool_down_h:g} hours"
         )
-    elif evidence.on and any(a.on == evidence.on and a.version == evidence.version for a in mine):
+    elif (
+        not rule.when.by_clock
+        and evidence.on
+        and any(a.on == evidence.on and a.version == evidence.version for a in mine)
+    ):
         found.append(f"it acted on this evidence ({evidence.on}) already")
     if isinstance(rule.then, Retrain):
         week = [a for a in before if a.action == "retrain" and abs(evidence.at - a.at) < WEEK_S]

@@ -147,14 +147,14 @@ class Ledger:
                 },
             )
 
-    def spend(self, key: str) -> Spend:
-        """Metered seconds of a key."""
+    def spend(self, key: str, *, since: float = 0.0) -> Spend:
+        """Metered seconds of a key, of those that were settled at a time (seconds since 1970) or later."""
         select = (
             "SELECT what, SUM(wall_s) AS wall_s, SUM(cpu_s) AS cpu_s, SUM(gpu_s) AS gpu_s FROM spend "
-            "WHERE key = :key GROUP BY what ORDER BY what"
+            "WHERE key = :key AND at >= :since GROUP BY what ORDER BY what"
         )
         with self._store.reading() as c:
-            rows = list(c.execute(text(select), {"key": key}))
+            rows = list(c.execute(text(select), {"key": key, "since": since}))
         return Spend(
             wall_s=sum(r.wall_s for r in rows),
             cpu_s=sum(r.cpu_s for r in rows),

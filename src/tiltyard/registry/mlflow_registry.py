@@ -30,6 +30,7 @@ from tiltyard.registry.address import CANDIDATE, CHAMPION, PREVIOUS, ModelAddres
 from tiltyard.registry.bundle import MANIFEST, SPEC, BundleSpec, check_bundle
 from tiltyard.registry.mlmodel import write_mlmodel
 from tiltyard.registry.version import (
+    AUTHOR_TAG,
     DIGEST_TAG,
     METRICS_TAG,
     SCORE_TAG,
@@ -47,7 +48,9 @@ class ModelRegistry:
         self._settings = settings
         self._client = MlflowClient(settings.tracking_uri, registry_uri=settings.tracking_uri)
 
-    def register(self, name: str, bundle: Path, *, run_id: str | None = None, score: str | None = None) -> ModelVersion:
+    def register(
+        self, name: str, bundle: Path, *, run_id: str | None = None, score: str | None = None, author: str = ""
+    ) -> ModelVersion:
         """Registers a bundle under a name; the version that has this bundle already is returned as it is.
 
         Args:
@@ -55,6 +58,7 @@ class ModelRegistry:
             bundle: Folder of the bundle; it becomes an artifact of the run.
             run_id: The run that the model came from; without one a run is made to hold the artifact.
             score: Which of the bundle's metrics decided, e.g. ``validation_accuracy``.
+            author: Who had it made; a person cannot approve what is their own.
 
         Raises:
             DigestMismatchError: If the bundle is not as it was written.
@@ -73,6 +77,8 @@ class ModelRegistry:
             tags = {**spec.lineage.to_tags(), DIGEST_TAG: digest, METRICS_TAG: json.dumps(dict(spec.metrics))}
             if score is not None:
                 tags[SCORE_TAG] = score
+            if author:
+                tags[AUTHOR_TAG] = author
             made = self._client.create_model_version(name, source=source, run_id=run_id, tags=tags)
             found = self._version(made)
         self._keep(bundle, digest)

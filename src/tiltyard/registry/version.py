@@ -22,6 +22,7 @@ from tiltyard.registry.lineage import Lineage
 from tiltyard.settings import Settings
 
 DIGEST_TAG, METRICS_TAG, SCORE_TAG = "tiltyard.bundle_digest", "tiltyard.metrics", "tiltyard.score"
+AUTHOR_TAG = "tiltyard.author"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,11 @@ class ModelVersion:
     def lineage(self) -> Lineage:
         """Where it came from."""
         return Lineage.from_tags(self.tags)
+
+    @property
+    def author(self) -> str:
+        """Who had it made, as ``user@host``; empty where that is not known."""
+        return self.tags.get(AUTHOR_TAG, "")
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -1,0 +1,175 @@
+"""A sweep whose winner becomes candidate: within a budget, and begun with what is known to be good.
+
+*Warm-started*: the configurations tried first are the champion's own and the best ones of the newest earlier sweep of the
+same experiment; the rest is drawn with another seed, so that no night draws what an earlier one drew. What a sweep begins
+with is a decision in the journal: a night that was killed goes on with the same sweep, and the record tells what was warm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tiltyard.distributions import Choice, Distribution
+from tiltyard.errors import RegistryError, SpecError
+from tiltyard.experiment import Champion, Experiment, Variant
+from tiltyard.governance.policy import Retrain
+from tiltyard.journal import Journal, TrialRow
+from tiltyard.registry.address import CANDIDATE, CHAMPION
+from tiltyard.registry.mlflow_registry import ModelRegistry
+from tiltyard.settings import Settings
+
+WARM = "warm_start"
+"""Kind of the decision that says what a sweep begins with."""
+BEST = 3
+"""Configurations of the earlier sweep that are tried again, of each variant; at most half of its trials are warm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmStart:
+    """What a sweep begins with.
+
+    Args:
+        points: By variant, configurations that are tried first.
+        seed: Of the sweep.
+        reasons: Where the configurations come from.
+    """
+
+    points: Mapping[str, tuple[Mapping[str, Any], ...]]
+    seed: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many configurations are tried first."""
+        return sum(len(p) for p in self.points.values())
+
+
+def retrain(settings: Settings, action: Retrain, *, actor: str = "", once: str | None = None) -> WarmStart:
+    """Runs a sweep within a budget; its winners become candidates, and no champion is touched.
+
+    Args:
+        settings: Where things live.
+        action: The job file, and the most it may use.
+        actor: Who asks for it, for the record.
+        once: A name of the sweep: the same one again begins with the same configurations, and so is the same sweep.
+
+    Raises:
+        SpecError: If the job file describes no experiment.
+        TiltyardError: If it cannot be run.
+    """
+    from tiltyard.jobfile import load_experiment
+    from tiltyard.run import run
+
+    experiment = load_experiment(action.job)
+    limit = experiment.budget.cpu_hours
+    hours = action.cpu_hours if limit is None else min(limit, action.cpu_hours)
+    if hours <= 0:
+        raise SpecError(f"A retrain of {action.job} was given {action.cpu_hours} CPU-hours; wanted more than 0.")
+    with Journal.open(settings.journal_uri) as journal:
+        warm = decided(journal, ModelRegistry(settings), experiment, actor=actor or "retrain", once=once)
+    budget = experiment.budget.model_copy(update={"cpu_hours": hours})
+    candidate = warmed(experiment, warm).model_copy(
+        update={"budget": budget, "champion": Champion(alias=CANDIDATE, serve=False)}
+    )
+    run(candidate, settings=settings, job_file=Path(action.job))
+    return warm
+
+
+def decided(
+    journal: Journal, registry: ModelRegistry, experiment: Experiment, *, actor: str, once: str | None = None
+) -> WarmStart:
+    """What a sweep begins with, put on record; what was decided under a name before stands."""
+    found = warm_start(journal, registry, experiment)
+    decision = journal.decide(
+        kind=WARM,
+        subject=experiment.name,
+        actor=actor,
+        evidence={"points": {v: list(p) for v, p in found.points.items()}, "seed": found.seed},
+        reasons=list(found.reasons),
+        outcome=f"{found.count} earlier configurations are tried first",
+        once=None if once is None else f"{WARM}/{once}",
+    )
+    points = {v: tuple(p) for v, p in decision.evidence["points"].items()}
+    return WarmStart(points=points, seed=decision.evidence["seed"], reasons=decision.reasons)
+
+
+def warm_start(journal: Journal, registry: ModelRegistry, experiment: Experiment) -> WarmStart:
+    """The champions' configurations and the best of the newest earlier sweep, as far as today's spaces still hold them."""
+    known: dict[str, list[Mapping[str, Any]]] = {}
+    reasons = []
+    for ref in experiment.datasets:
+        name = f"{experiment.name}.{ref.name}"  # as `tiltyard.crown` registers it
+        try:
+            champion = registry.get(name, alias=CHAMPION)
+        except RegistryError:
+            continue
+        if champion.lineage.config:
+            known.setdefault(champion.lineage.variant, []).append(champion.lineage.config)
+            reasons.append(f"{name} version {champion.version} is @champion")
+    launches = [launch for launch in journal.launches(experiment.name) if launch.state != "running"]
+    ended = ((launch, [t for t in journal.trials(launch.key) if _counts(t)]) for launch in launches)
+    newest = next(((launch, trials) for launch, trials in ended if trials), None)
+    if newest is not None:
+        launch, trials = newest
+        for variant, best in _best(experiment, trials).items():
+            known.setdefault(variant, []).extend(t.config for t in best)
+        reasons.append(f"the best of {len(trials)} trials of sweep {launch.key[:12]}")
+    share = max(1, experiment.search.trials // (2 * len(experiment.variants)))
+    points = {v.name: _points(v, known.get(v.name, ()), min(1 + BEST, share)) for v in experiment.variants}
+    points = {name: found for name, found in points.items() if found}
+    if not points:
+        return WarmStart(points={}, seed=experiment.seed, reasons=("nothing earlier fits the search spaces",))
+    return WarmStart(points=points, seed=(experiment.seed + len(launches)) % 2**31, reasons=tuple(reasons))
+
+
+def warmed(experiment: Experiment, warm: WarmStart) -> Experiment:
+    """The experiment that begins so; its own points, if it has any, come after."""
+    if not warm.points:
+        return experiment
+    data = experiment.model_dump(mode="json", exclude_unset=True)
+    given = data["search"].get("points", {})
+    points = {name: [*warm.points.get(name, ()), *given.get(name, ())] for name in {**warm.points, **given}}
+    data["search"] = {**data["search"], "points": {n: _each_once(p) for n, p in points.items()}}
+    return Experiment(**{**data, "seed": warm.seed})
+
+
+def _counts(trial: TrialRow) -> bool:
+    return trial.score is not None and trial.state in {"done", "stopped"}
+
+
+def _best(experiment: Experiment, trials: Sequence[TrialRow]) -> dict[str, list[TrialRow]]:
+    """By variant, those that were trained the longest and, of them, the best."""
+    sign = experiment.objective.direction.sign
+    ranked = sorted(trials, key=lambda t: (-t.epoch, -sign * (t.score or 0.0), t.index))
+    return {v.name: [t for t in ranked if t.variant == v.name][:BEST] for v in experiment.variants}
+
+
+def _points(variant: Variant, configs: Sequence[Mapping[str, Any]], most: int) -> tuple[Mapping[str, Any], ...]:
+    """What of them today's space still holds: the searched values alone, each point once."""
+    found = [{n: c[n] for n in variant.space if n in c} for c in configs if _fits(variant, c)]
+    return tuple(_each_once([p for p in found if p])[:most])
+
+
+def _fits(variant: Variant, config: Mapping[str, Any]) -> bool:
+    fixed = all(n not in config or _plain(config[n]) == _plain(v) for n, v in variant.fixed.items())
+    return fixed and all(
+        _holds(d, config[n]) if n in config else d.only_if is not None for n, d in variant.space.items()
+    )
+
+
+def _holds(space: Distribution, value: Any) -> bool:
+    if isinstance(space, Choice):
+        return _plain(value) in [_plain(v) for v in space.values]
+    return isinstance(value, int | float) and space.low <= value <= space.high  # type: ignore[attr-defined]  # every other
+
+
+def _each_once(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return list({_plain(p): p for p in points}.values())
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
