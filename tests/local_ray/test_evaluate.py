@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tiltyard import cli
 from tiltyard.data.deletion import delete
@@ -29,6 +32,7 @@ from tiltyard.evaluation.kept import Kept, outputs_of
 from tiltyard.evaluation.late import attach_labels
 from tiltyard.evaluation.mlflow_log import log_to_mlflow
 from tiltyard.evaluation.pairs import Done, Pair, plan
+from tiltyard.evaluation.reading import batches
 from tiltyard.evaluation.runner import evaluate
 from tiltyard.evaluation.scores import ScoreFold, label_numbers
 from tiltyard.evaluation.slices import Slice
@@ -102,6 +106,17 @@ def offline(stage: Stage, version: int, number: int) -> tuple[Any, Any, pa.Table
     rows = pa.concat_tables([stage.store.read(f"small@{number}", split=s) for s in ("validation", "test")])
     y = label_numbers(Task.MULTICLASS, bundle.spec.classes, [rows["label"]])
     return bundle.predict_table(rows).outputs, y, rows
+
+
+@given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 20))
+def test_requests_of_any_row_groups_hold_the_same_rows_in_order_and_none_too_many(sizes: list[int], most: int) -> None:
+    whole = pa.table({"n": pa.array(range(sum(sizes)), pa.int64())})
+    ends = np.cumsum([0, *sizes]).tolist()
+    parts = [whole.slice(a, b - a) for a, b in itertools.pairwise(ends)]
+    made = list(batches(parts, most))
+    assert [n for t in made for n in t["n"].to_pylist()] == whole["n"].to_pylist()
+    assert all(0 < t.num_rows <= most for t in made)
+    assert all(t["n"].num_chunks == 1 for t in made)
 
 
 def test_evaluation_of_new_versions_equals_the_bundle_offline(stage: Stage, done: list[Done]) -> None:

@@ -44,7 +44,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings.from_env({"TILTYARD_HOME": str(home)})
     registry = ModelRegistry(settings)
     for seed in range(3):
-        registry.register(MODEL, small_bundle(home / f"small{seed}", seed=seed).folder)
+        registry.register(MODEL, small_bundle(home / f"small{seed}", seed=seed).folder, author="eve@here")
     return settings
 
 
@@ -61,6 +61,9 @@ def stage(settings: Settings, tmp_path: Path) -> Iterator[tuple[Settings, ModelR
 
 
 def record(journal: Journal, version: int, on: int, score: float, **more: Any) -> None:
+    labelled = Scored(
+        rows=500, labelled=500, scores={"accuracy": Score(value=score, low=score - 0.01, high=score + 0.01)}
+    )
     found = Evaluated(
         model=MODEL,
         model_version=version,
@@ -68,10 +71,7 @@ def record(journal: Journal, version: int, on: int, score: float, **more: Any) -
         dataset_version=on,
         metric="accuracy",
         rows="test",
-        scored=Scored(
-            rows=500, labelled=500, scores={"accuracy": Score(value=score, low=score - 0.01, high=score + 0.01)}
-        ),
-        **more,
+        **{"scored": labelled, **more},
     )
     key = f"{version}-{on}"
     claim = journal.works.claim(key, kind="evaluation", subject=MODEL, about={}, owner=Owner.here())
@@ -83,6 +83,7 @@ def champion(registry: ModelRegistry) -> int:
 
 
 FELL = Policy(name="p", rules=(Rule(name="fell", when=ScoreDropped(), then=RollBack()),))
+LOW = Rule(name="low", when=ScoreBelow(bound=0.9), then=RollBack())
 CHALLENGED = Policy(
     name="p",
     rules=(
@@ -140,6 +141,23 @@ def test_candidate_is_opened_gathers_evidence_and_is_promoted_by_its_gate(
     assert champion(registry) == 2
 
 
+def test_candidate_whose_labels_never_come_waits_and_no_rule_on_scores_is_met(
+    stage: tuple[Settings, ModelRegistry, Journal],
+) -> None:
+    settings, registry, journal = stage
+    registry.set_alias(MODEL, "candidate", 3)
+    record(journal, 2, 1, 0.95)
+    for on in range(4, 10):
+        for version, against in ((2, ""), (3, f"{MODEL}@2")):
+            record(journal, version, on, 0.0, scored=Scored(rows=500, labelled=0), against=against)
+    policy = replace(CHALLENGED, rules=(*CHALLENGED.rules, *FELL.rules, LOW))
+    told = run(settings, policy)
+    assert set(told) == {"open"}
+    assert "version 3 is a candidate and keeps gathering evidence" in told["open"]
+    assert [d.outcome for d in journal.decisions(kind="gate", subject=MODEL)] == ["wait"]
+    assert champion(registry) == 2
+
+
 def test_gate_that_asks_for_approvals_waits_for_persons_who_approved_this_very_bundle(
     stage: tuple[Settings, ModelRegistry, Journal],
 ) -> None:
@@ -156,6 +174,9 @@ def test_gate_that_asks_for_approvals_waits_for_persons_who_approved_this_very_b
 
     assert "approved by nobody; 2 approvals are wanted" in told()
     third, other = registry.get(MODEL, version=3), registry.get(MODEL, version=1)
+    assert third.author == "eve@here"
+    actions.approve(journal, third, by="eve@here", reason="it is mine")
+    assert "approved by nobody; 2 approvals are wanted, none by its author" in told()
     actions.approve(journal, third, by="ann", reason="looked at the slices")
     actions.approve(journal, third, by="ann", reason="twice is once")
     actions.approve(journal, other, by="cat", reason="another bundle")
