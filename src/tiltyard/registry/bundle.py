@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,7 @@ class Bundle:
         self.code_digest = code_digest
         """Of the user's modules that travel in the bundle; empty where there are none."""
         self._trained = trained
+        self._forward: Callable[[Any], Any] | None = None
 
     @property
     def trained(self) -> Any:
@@ -136,11 +137,15 @@ class Bundle:
             return np.asarray(self._trained.predict_logits(x), dtype=np.float32)
         import torch
 
+        if self._forward is None:
+            from tiltyard.registry.forward import quick_forward
+
+            self._forward = quick_forward(self._trained, input_shape=self.spec.input_shape, rows=CHUNK_ROWS)
         rows = torch.from_numpy(np.ascontiguousarray(x))
         outputs = torch.empty((len(x), self.spec.num_outputs))
         with torch.inference_mode():
             for start in range(0, len(x), CHUNK_ROWS):
-                outputs[start : start + CHUNK_ROWS] = self._trained(rows[start : start + CHUNK_ROWS])
+                outputs[start : start + CHUNK_ROWS] = self._forward(rows[start : start + CHUNK_ROWS])
         return np.asarray(outputs.numpy())
 
     def predict_table(self, table: pa.Table) -> Predictions:

@@ -59,6 +59,8 @@ class Described:
         columns: What a row must have.
         problem: Why a newer version is not served, empty where nothing is wrong.
         split: Which share of its requests a challenger meets, or why it does not; empty without one.
+        registry: Why the registry does not say now which version its alias names; empty while it does.
+        registry_age_s: Seconds since it said so last; 0 of a pinned version.
     """
 
     served_as: str
@@ -70,6 +72,8 @@ class Described:
     columns: tuple[InputColumn, ...]
     problem: str = ""
     split: str = ""
+    registry: str = ""
+    registry_age_s: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -86,6 +90,7 @@ class Described:
             ],
             "problem": self.problem,
             "split": self.split,
+            "registry": self.registry,
         }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -53,6 +54,8 @@ from tiltyard.serving.splitter import Ask, Splitter
 from tiltyard.serving.tokens import tokens_path
 from tiltyard.serving.traffic import Split
 from tiltyard.settings import Settings
+from tiltyard.telemetry import logs
+from tiltyard.telemetry.traces import carrier
 
 __all__ = ["Answer", "ModelAddress", "app_from_args", "champions_app", "evaluation_app"]
 
@@ -131,6 +134,7 @@ class Front:
         from tiltyard.serving.tokens import TokenStore
 
         settled()
+        logs.setup(level=logging.WARNING)
         guard = Guard(TokenStore(self._tokens) if self._tokens is not None else None)
         return build_app(self, self._limits, guard, at_end=self._comparisons.write)
 
@@ -265,7 +269,13 @@ class Front:
         return found
 
 
-async def _asked(call: Callable[[Any], Awaitable[Any]], argument: Any) -> Answer:
+def _traced() -> tuple[str, ...]:
+    """What the replica's span is to be under; nothing where traces are off."""
+    parent = carrier()
+    return (parent,) if parent else ()
+
+
+async def _asked(call: Callable[..., Awaitable[Any]], argument: Any) -> Answer:
     """A call to a model, again where its replica died under it: an answer has no effect but itself.
 
     Raises:
@@ -273,7 +283,7 @@ async def _asked(call: Callable[[Any], Awaitable[Any]], argument: Any) -> Answer
     """
     for attempt in range(RETRIES):
         try:
-            return await call(argument)  # type: ignore[no-any-return]
+            return await call(argument, *_traced())  # type: ignore[no-any-return]
         except (BackPressureError, DeploymentUnavailableError) as error:
             raise RequestError(503, f"No replica of this model can answer now: {error}") from error
         except RayTaskError as error:

@@ -27,6 +27,21 @@ AGAIN_S = 30.0
 """How long a version that could not be loaded is left alone before it is tried again: its artifact may have come back."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What is known of an address.
+
+    Args:
+        version: That it names, or named when the registry last answered; None where that was never heard.
+        registry: Why the registry does not say so now; empty where it does.
+        age_s: Seconds since it said so last.
+    """
+
+    version: ModelVersion | None = None
+    registry: str = ""
+    age_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class _Served:
     version: ModelVersion
@@ -43,6 +58,7 @@ class Holder:
         self.settings, self.address, self._clock = settings, address, clock
         self.served_as = served_name(address)
         self.problem = ""
+        self.heard = Heard()
         self._served: _Served | None = None
         self._refused: tuple[str, float] | None = None
         self._taking = threading.Lock()
@@ -130,6 +146,8 @@ class Holder:
             classes=tuple(spec.classes),
             columns=served.columns,
             problem=self.problem,
+            registry=self.heard.registry,
+            registry_age_s=self.heard.age_s,
         )
 
     def _now(self) -> _Served:
@@ -175,18 +193,23 @@ def find(settings: Settings, address: ModelAddress) -> ModelVersion:
     Raises:
         RegistryError: If there is none, or the registry is away and nothing is remembered here.
     """
+    return look_up(settings, address)[0]
+
+
+def look_up(settings: Settings, address: ModelAddress) -> tuple[ModelVersion, str]:
+    """As `find`; and why the registry did not say so itself, empty where it did or was not needed."""
     if address.version is not None and (known := recall(settings, address)) is not None:
-        return known
+        return known, ""
     from tiltyard.registry.mlflow_registry import ModelRegistry
 
     try:
-        return ModelRegistry(settings).at(address)
+        return ModelRegistry(settings).at(address), ""
     except Exception as error:  # MLflow opens its store on first use and raises what its driver raises
         if isinstance(error, TiltyardError) and not isinstance(error, RegistryAwayError):
             raise  # the registry was there and said no
         known = recall(settings, address)
         if known is not None:
-            return known
+            return known, f"the registry did not answer: {error}"
         raise RegistryAwayError(
             f"The registry did not answer for {address}, and this machine has no copy: {error}. Wanted: MLflow within "
             "reach; see TILTYARD_TRACKING_URI."

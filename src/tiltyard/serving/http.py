@@ -31,6 +31,8 @@ from tiltyard.serving.answers import Answer, Described, Limits
 from tiltyard.serving.openapi import ARROW, document, page
 from tiltyard.serving.requests import RequestError, rows_from_columns, table_from_rows
 from tiltyard.serving.tokens import TokenStore, WrongGuesses
+from tiltyard.telemetry.logs import bound
+from tiltyard.telemetry.traces import span
 
 _TITLES = {
     400: "Not readable",
@@ -47,7 +49,7 @@ _TITLES = {
     503: "Not available now",
     504: "No answer in time",
 }
-_LOG = logging.getLogger("ray.serve")
+_LOG = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -151,6 +153,13 @@ class _Face:
         """The handler, with its refusals as problem documents and every request observed."""
 
         async def answer(request: Request) -> Response:
+            told = _request_id(request)
+            with bound(request=told), span("request", parent=request.headers.get("traceparent", ""), request=told):
+                response = await observed(request)
+            response.headers["x-request-id"] = told
+            return response
+
+        async def observed(request: Request) -> Response:
             begun = asyncio.get_running_loop().time()
             try:
                 response = await handler(request)
@@ -194,11 +203,12 @@ class _Face:
         return _json(self._asked(request).to_json())
 
     async def model_ping(self, request: Request) -> Response:
-        """200 while this model answers and is what its alias names; 503 with the reason else."""
+        """200 while this model answers and is what its alias names, as far as is known; 503 with the reason else."""
         model = self._asked(request)
         if model.problem:
             raise RequestError(503, f"{model.served_as} serves version {model.version}, but {model.problem}")
-        return PlainTextResponse("\n")
+        away = f"version {model.version} goes on serving: {model.registry}" if model.registry else ""
+        return PlainTextResponse(f"{away}\n")
 
     async def openapi(self, request: Request) -> Response:
         """The OpenAPI document of what is served."""
@@ -386,8 +396,11 @@ def _refusal(error: RequestError, *, retry_after_s: int = 1, headers: dict[str, 
 
 
 def _request_id(request: Request) -> str:
-    """The caller's own, so that one who asks again meets the same version; else one of ours."""
-    return request.headers.get("x-request-id") or uuid.uuid4().hex
+    """The caller's own, so that one who asks again meets the same version; else one of ours, the same for the whole request."""
+    known: str | None = getattr(request.state, "request_id", None)
+    if known is None:
+        known = request.state.request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
+    return known
 
 
 def _content_type(request: Request) -> str:

@@ -98,6 +98,7 @@ _SCHEMAS: dict[str, Any] = {
             "columns": {"type": "array", "items": {"type": "object"}},
             "problem": {"type": "string"},
             "split": {"type": "string"},
+            "registry": {"type": "string"},
         },
     },
     "Models": {

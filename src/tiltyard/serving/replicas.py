@@ -10,9 +10,13 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 from ray import serve
@@ -23,14 +27,20 @@ from tiltyard.registry.address import ModelAddress
 from tiltyard.registry.version import ModelVersion
 from tiltyard.serving import traffic
 from tiltyard.serving.answers import Answer, Described, Limits
-from tiltyard.serving.holder import Holder, fetch, find, open_all
+from tiltyard.serving.holder import Heard, Holder, fetch, find, look_up, open_all
 from tiltyard.serving.requests import fitted_table, table_from_arrow, unpacked
-from tiltyard.serving.stacking import Stack
 from tiltyard.serving.traffic import Split
 from tiltyard.settings import Settings
+from tiltyard.telemetry.traces import span
 
+if TYPE_CHECKING:
+    from tiltyard.serving.stacking import Stack
+
+T = TypeVar("T")
 REPLICA_CPUS = 0.1
 """A replica that waits costs nothing; what it is worth under load is for the config of a cluster to say."""
+POLL_NICENESS = 10
+"""Of the thread that looks at the registry and the journal every second: requests go first."""
 QUIET = {"log_level": "ERROR", "enable_access_log": False}
 
 
@@ -67,18 +77,24 @@ class Registrar:
         self._settings, self._poll_s = settings, poll_s
         self._configured, self._splits = dict(splits), dict(splits)
         self._seen_splits = False
-        self._known: dict[ModelAddress, ModelVersion | str] = {}
+        self._known: dict[ModelAddress, Heard] = {}
+        self._when: dict[ModelAddress, float] = {}
+        self._begun = time.monotonic()
         self._asked: dict[ModelAddress, asyncio.Lock] = {}
         self._task: asyncio.Task[None] | None = None
+        self._behind = ThreadPoolExecutor(1, initializer=_step_back)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the next look is another try
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-    async def resolve(self, address: ModelAddress) -> ModelVersion | str:
-        """The version of an address as of the last look, or why it is not known."""
+    async def resolve(self, address: ModelAddress) -> Heard:
+        """The version of an address as of the last look, and why it is not known or not known to be the newest."""
         lock = self._asked.setdefault(address, asyncio.Lock())
         async with lock:
             if address not in self._known:
                 self._known[address] = await asyncio.to_thread(self._look, address)
         self._go_on()
-        return self._known[address]
+        found = self._known[address]
+        return replace(found, age_s=time.monotonic() - self._when.get(address, self._begun) if found.registry else 0.0)
 
     async def split(self, model: str) -> Split | None:
         """The share of a champion's requests that a challenger meets, as of the last look at the journal."""
@@ -94,19 +110,25 @@ class Registrar:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
-            await asyncio.to_thread(self._look_at_splits)
+            await self._from_behind(self._look_at_splits)
             for address in list(self._known):
-                self._known[address] = await asyncio.to_thread(self._look, address)
+                self._known[address] = await self._from_behind(self._look, address)
 
-    def _look(self, address: ModelAddress) -> ModelVersion | str:
+    async def _from_behind(self, look: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._behind, look, *args)
+
+    def _look(self, address: ModelAddress) -> Heard:
+        before = self._known.get(address, Heard())
         try:
-            version = find(self._settings, address)
+            version, away = look_up(self._settings, address)
         except Exception as error:  # whatever the store raises: the replicas go on with what they have
-            return f"the registry did not say: {error}"
-        if version != self._known.get(address):  # a bundle is read whole to be checked: once a version
+            return replace(before, registry=f"the registry did not say: {error}")
+        if version != before.version:  # a bundle is read whole to be checked: once a version
             with contextlib.suppress(TiltyardError, OSError):  # the replica tries too, and words the reason
                 fetch(self._settings, version)
-        return version
+        if not away:
+            self._when[address] = time.monotonic()
+        return Heard(version=version, registry=away)
 
     def _look_at_splits(self) -> None:
         from tiltyard.journal import Journal
@@ -117,6 +139,11 @@ class Registrar:
             told = [(d.subject, d.outcome, d.evidence) for d in decisions]
             self._splits = traffic.standing(self._configured, told)
         self._seen_splits = True
+
+
+def _step_back() -> None:
+    """The thread that calls this, and it alone, runs where nothing else wants the core."""
+    os.nice(POLL_NICENESS)
 
 
 class _Replica:
@@ -137,18 +164,23 @@ class _Replica:
             raise ServingError("There is no challenger here; it is still loading, or the share was ended.")
         return self._holder
 
-    def predict(self, table: pa.Table | bytes) -> Answer:
-        """Answers for raw rows, as they are or `packed`; preprocessing is the model's own."""
-        return self._held.predict(unpacked(table), self._computing)
+    def predict(self, table: pa.Table | bytes, parent: str = "") -> Answer:
+        """Answers for raw rows, as they are or `packed`; preprocessing is the model's own.
 
-    def predict_arrow(self, body: bytes) -> Answer:
+        ``parent`` is the ``traceparent`` of whoever asks, where traces are on.
+        """
+        held = self._held
+        with span("replica", parent=parent, model=str(held.address)):
+            return held.predict(unpacked(table), self._computing)
+
+    def predict_arrow(self, body: bytes, parent: str = "") -> Answer:
         """Answers for an Arrow IPC stream from a client.
 
         Raises:
             RequestError: If it is not what the model takes.
         """
         table = table_from_arrow(pa.py_buffer(body), self._held.columns, self._limits)
-        return self.predict(table)
+        return self.predict(table, parent)
 
     def describe(self) -> Described:
         """What serves here, and what is wrong."""
@@ -181,24 +213,26 @@ class Champion(_Replica):
         address = self._held.address
         if address.alias is None:
             return await asyncio.to_thread(find, self._settings, address)
-        found = await self._registrar.resolve.remote(address)
-        if isinstance(found, str):
-            raise RegistryError(f"{address} cannot be served: {found}")
-        return found  # type: ignore[no-any-return]
+        found: Heard = await self._registrar.resolve.remote(address)
+        if found.version is None:
+            raise RegistryError(f"{address} cannot be served: {found.registry}")
+        self._held.heard = found
+        return found.version
 
     async def _follow(self) -> None:
         holder = self._held
         while True:
             await asyncio.sleep(self._poll_s)
             try:
-                found = await self._registrar.resolve.remote(holder.address)
+                found: Heard = await self._registrar.resolve.remote(holder.address)
             except Exception:  # noqa: S112 - the registrar is being started again: what serves goes on
                 continue
-            if isinstance(found, str) or not holder.wants(found):
+            holder.heard = found
+            if found.version is None or not holder.wants(found.version):
                 continue
             before = holder.version
-            taken = await asyncio.to_thread(holder.take, found)
-            await asyncio.to_thread(self._record, found, before, taken)
+            taken = await asyncio.to_thread(holder.take, found.version)
+            await asyncio.to_thread(self._record, found.version, before, taken)
 
     def _record(self, version: ModelVersion, before: ModelVersion | None, taken: bool) -> None:
         """Appends what was done to the journal's decisions, once for all replicas."""
@@ -255,11 +289,12 @@ class Challenger(_Replica):
             return
         if self._holder is None or self._holder.address != split.challenger:
             self._holder = Holder(self._settings, split.challenger)
-        found = await self._registrar.resolve.remote(split.challenger)
-        if isinstance(found, str):
-            self._holder.problem = self._holder.problem or found
-        elif self._holder.wants(found):
-            await asyncio.to_thread(self._holder.take, found)
+        found: Heard = await self._registrar.resolve.remote(split.challenger)
+        self._holder.heard = found
+        if found.version is None:
+            self._holder.problem = self._holder.problem or found.registry
+        elif self._holder.wants(found.version):
+            await asyncio.to_thread(self._holder.take, found.version)
 
 
 @serve.deployment(
@@ -292,6 +327,8 @@ class Evaluator:
         names = tuple(served_key(m, self._models) for m in models)
         columns = {c.name: c for n in names for c in self._models[n].columns}
         rows = fitted_table(table, tuple(columns.values()))
+        from tiltyard.serving.stacking import Stack
+
         with self._computing:
             if names not in self._stacks:
                 self._stacks[names] = Stack({n: self._models[n].bundle for n in names})

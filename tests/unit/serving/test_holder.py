@@ -11,7 +11,7 @@ import pytest
 from tiltyard.errors import DigestMismatchError, RegistryError
 from tiltyard.registry import ModelAddress, ModelVersion, read_bundle
 from tiltyard.registry.version import cached_bundle, recall, remember
-from tiltyard.serving.holder import AGAIN_S, Holder, find, served_name
+from tiltyard.serving.holder import AGAIN_S, Holder, find, look_up, served_name
 from tiltyard.settings import Settings
 from tiltyard.testing.bundles import SmallBundle, small_bundle
 
@@ -96,6 +96,9 @@ def test_find_with_the_registry_away_gives_what_is_remembered(settings: Settings
         find(settings, CHAMPION)
     remember(settings, CHAMPION, version)
     assert find(settings, CHAMPION) == version
+    known, why = look_up(settings, CHAMPION)
+    assert known == version
+    assert "the registry did not answer" in why
 
 
 def test_served_name_of_a_champion_is_its_model_alone() -> None:
