@@ -143,7 +143,7 @@ def test_what_is_described_no_more_is_named_and_kept(server: kube_api.KubeApi, c
     less = [m for m in clusters.objects(fewer) if m["kind"] != "RayJob"]
     left = applying.left_over(kubernetes, less, fewer)
     assert {(r.kind, r.name) for r in left} >= {("PodMonitor", "lab-heads"), ("PodMonitor", "lab-workers")}
-    assert {r.kind for r in left} == {"PodMonitor", "NetworkPolicy"}
+    assert {r.kind for r in left} == {"PodMonitor", "NetworkPolicy", "Deployment"}
     assert server.named("PodMonitor", "lab-heads")
 
 

@@ -213,7 +213,7 @@ def test_nothing_from_outside_reaches_ray_metrics_or_mlflow() -> None:
                     )
                     allowed = {
                         "kuberay-system": {8265, 8000, 52365},
-                        "monitoring": {8080, 44217, 44227},
+                        "monitoring": {8080, 44217, 44227, 9105},
                         "ingress-nginx": {8000},
                         "vision": {5000, 5432},
                         "speech": {5000, 5432},
@@ -248,7 +248,9 @@ def test_policies_and_budgets_select_pods_that_there_are() -> None:
 
 
 def test_mlflow_knows_its_own_names_and_runs_no_jobs() -> None:
-    (deployment,) = [m for m in clusters.objects() if m["kind"] == "Deployment"]
+    (deployment,) = [
+        m for m in clusters.objects() if m["kind"] == "Deployment" and m["metadata"]["name"].endswith("mlflow")
+    ]
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     args = " ".join(container["args"])
     assert "lab-mlflow.lab.svc:5000" in args

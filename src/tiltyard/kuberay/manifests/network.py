@@ -18,6 +18,7 @@ from tiltyard.kuberay.manifests.pods import (
     METRICS,
     MLFLOW,
     POSTGRES,
+    RECORD,
     SERVE,
 )
 from tiltyard.kuberay.manifests.rayservice import SERVING
@@ -59,10 +60,14 @@ def _of_ray(spec: ClusterSpec, namespace: str) -> list[Manifest]:
 
 
 def _of_stores(spec: ClusterSpec) -> list[Manifest]:
-    """MLflow and PostgreSQL answer this cluster's Ray nodes, in the teams' namespaces too."""
+    """MLflow and PostgreSQL answer this cluster's Ray nodes, in the teams' namespaces too, and the exporter of the record."""
     ray: list[dict[str, Any]] = [{"podSelector": _RAY}]
     ray += [{**_from_namespace(team.namespace), "podSelector": _RAY} for team in spec.teams]
     found = []
+    if spec.monitoring is not None:  # the exporter of the record asks both stores, and is asked by Prometheus alone
+        ray.append({"podSelector": _role(spec, "record")})
+        opening = _opening([_from_namespace(spec.monitoring.namespace)], RECORD)
+        found.append(_policy(spec, spec.namespace, "record", _role(spec, "record"), [opening]))
     if spec.mlflow is not None:
         found.append(_policy(spec, spec.namespace, "mlflow", _role(spec, "mlflow"), [_opening(ray, MLFLOW)]))
     if spec.postgres.in_cluster:

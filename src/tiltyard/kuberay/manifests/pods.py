@@ -14,6 +14,8 @@ USER, GROUP = 1000, 100
 """Of Ray's images: user ``ray``, group ``users``."""
 METRICS, AUTOSCALER_METRICS, DASHBOARD_METRICS = 8080, 44217, 44227
 DASHBOARD, CLIENT, GCS, SERVE, MLFLOW, POSTGRES = 8265, 10001, 6379, 8000, 5000, 5432
+RECORD = 9105
+"""Of the exporter of what stands in the record (`tiltyard.telemetry.exporter`)."""
 GRACE_S = 90
 """A worker that is told to go has so long for the checkpoint it is writing."""
 
