@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -9,10 +11,11 @@ import pytest
 from scipy.stats import fisher_exact, ttest_ind
 
 from tiltyard.data.profile import SplitProfile, profile
+from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import DatasetSpec
 from tiltyard.evaluation.slices import Slice
 from tiltyard.evaluation.weaknesses import LEAST_ROWS, SliceScore, cuts, groups_alike, weaknesses
-from tiltyard.sweep.engine.finals import Columns, slices_of
+from tiltyard.sweep.engine.finals import Columns, columns_of, slices_of
 from tiltyard.types import Task
 
 ROWS = 4_000
@@ -130,6 +133,19 @@ def test_groups_that_are_selected_otherwise_are_flagged_by_their_counts(table: p
     rates = {g["name"]: g["selected"]["value"] for g in of["groups"]}
     assert rates["f"] == pytest.approx(predicted[female].mean())
     assert sum(g["rows"] for g in of["groups"]) == ROWS
+
+
+def test_columns_of_versions_leave_out_those_whose_profile_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DatasetStore(str(tmp_path))
+    versions = {n: store.commit(n, table_of(60), spec=SPEC).version for n in ("whole", "broken")}
+    broken = store.root / "broken" / versions["broken"].profile_path
+    broken.write_bytes(b'{"schema_version": 99}')
+    found = columns_of(store, versions)
+    assert list(found) == ["whole"]
+    assert found["whole"].spec.sensitive == ("sex", "age")
+    assert "profile of broken@1 cannot be read" in caplog.text
 
 
 def test_slices_of_finalists_hold_counts_alone_and_the_same_slices_of_each(table: pa.Table, seen: SplitProfile) -> None:

@@ -6,6 +6,7 @@ the best is decided on the ranking metric, by `tiltyard.sweep.comparison`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiltyard.data.profile import ColumnProfile
-from tiltyard.data.versions import DatasetSpec
+from tiltyard.data.store import DatasetStore
+from tiltyard.data.versions import DatasetSpec, DatasetVersion
+from tiltyard.errors import TiltyardError
 from tiltyard.evaluation.compare import row_metric
 from tiltyard.evaluation.scores import ScoreFold, row_values
 from tiltyard.evaluation.weaknesses import cuts, groups_alike, weaknesses
@@ -29,6 +32,7 @@ from tiltyard.sweep.leaderboard import Result, TestScore, wilson
 from tiltyard.sweep.plan import Trial
 from tiltyard.types import Task
 
+_LOG = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 BOOTSTRAP_CELLS = 4_000_000
 """Resamples x rows of an interval at most; between 50 and 1,000 resamples."""
@@ -40,6 +44,19 @@ class Columns:
 
     spec: DatasetSpec
     profiles: Mapping[str, ColumnProfile]
+
+
+def columns_of(store: DatasetStore, versions: Mapping[str, DatasetVersion]) -> dict[str, Columns]:
+    """What is known of versions' columns; without those whose profile cannot be read: no sweep's answer hangs on it."""
+    found = {}
+    for name, version in versions.items():
+        try:
+            found[name] = Columns(spec=version.spec, profiles=store.profile(version).splits["train"].columns)
+        except (TiltyardError, OSError, KeyError) as error:
+            _LOG.warning(
+                "The profile of %s cannot be read; its finalists are not told by slices: %s", version.ref, error
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from tiltyard.sweep.engine import ray_runtime
 from tiltyard.sweep.engine.control import Control, replay
 from tiltyard.sweep.engine.curves import Curves
 from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
-from tiltyard.sweep.engine.finals import Columns, Look, look_at_test
+from tiltyard.sweep.engine.finals import Look, columns_of, look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
@@ -479,10 +479,7 @@ class _Launch:
                 if p.version.split_rows.get("test", 0)
             },
             claim=self.claim,
-            columns={
-                n: Columns(spec=p.version.spec, profiles=store.profile(p.version).splits["train"].columns)
-                for n, p in self.prepared.items()
-            },
+            columns=columns_of(store, {n: p.version for n, p in self.prepared.items()}),
         )
         board = self._board(look)
         self.lease.renew()  # a launch that lost its claim must not write over its successor's answer
