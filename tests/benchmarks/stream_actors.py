@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,73 @@ import ray.data
 import torch
 
 from tiltyard.data import order
+from tiltyard.data.places import Place
 from tiltyard.data.stream import Shared, open_feed
 from tiltyard.data.streamed import StreamedFeed
 from tiltyard.data.windows import Decoder
+from tiltyard.preprocessing import Preprocessor
 
 
 class Watched(Decoder):
-    """A decoder that tells, before its process reads for the first time, how much memory that has."""
+    """A decoder that tells, before its process reads for the first time, how much memory that has, and is limited from then on."""
 
     folder = ""
+    group: Path | None = None
     _told_pid = 0
+    _lock = threading.Lock()
 
     def raw(self, path: str, row_groups: Sequence[int] | None = None) -> pa.Table:
         """See `Decoder.raw`."""
-        if Watched._told_pid != os.getpid():
-            Watched._told_pid = os.getpid()
-            part = Path(self.folder, f"{os.getpid()}.part")
-            part.write_text(str(private_bytes()))
-            part.rename(part.with_suffix(".idle"))
+        with Watched._lock:
+            if Watched._told_pid != os.getpid():
+                Watched._told_pid = os.getpid()
+                part = Path(self.folder, f"{os.getpid()}.part")
+                part.write_text(str(private_bytes()))
+                part.rename(part.with_suffix(".idle"))
+                join(self.group)
         return super().raw(path, row_groups)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_watched, (self.root, self.preprocessor, self.folder, self.group))
+
+
+def _watched(root: Place, preprocessor: Preprocessor, folder: str, group: Path | None) -> Watched:
+    made = Watched(root, preprocessor)
+    made.folder, made.group = folder, group
+    return made
+
+
+@contextmanager
+def memory_group(limit_bytes: int) -> Iterator[Path | None]:
+    """A control group whose processes may take so many bytes together, beyond which the kernel ends one; None where this
+    process may make none."""
+    name = f"tiltyard-bench-{os.getpid()}"
+    v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    made = None
+    for group, limit in ((v1 / name, "memory.limit_in_bytes"), (v2 / name, "memory.max")):
+        with suppress(OSError):
+            group.mkdir()
+            made = group
+            (group / limit).write_text(str(limit_bytes))
+            break
+        if made is not None:
+            made.rmdir()
+            made = None
+    try:
+        yield made
+    finally:
+        if made is not None:
+            for pid in (made / "cgroup.procs").read_text().split():  # back to where all are
+                with suppress(OSError):
+                    (made.parent / "cgroup.procs").write_text(pid)
+            with suppress(OSError):
+                made.rmdir()
+
+
+def join(group: Path | None) -> None:
+    """Puts this process into a control group: what it takes from now on counts."""
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def private_bytes(pid: int | None = None) -> int:
@@ -171,8 +221,9 @@ class Consumer:
             first = first or time.perf_counter() - start
         return first, time.perf_counter() - start
 
-    def idle(self) -> int:
-        """Bytes of memory that this process has to itself now."""
+    def idle(self, group: Path | None) -> int:
+        """Bytes of memory that this process has to itself now; what it takes from now on counts in a control group."""
+        join(group)
         return private_bytes()
 
     def close(self) -> None:

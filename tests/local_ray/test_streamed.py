@@ -17,9 +17,9 @@ import pytest
 import ray
 import torch
 
-from tiltyard.data.feed import Feed
+from tiltyard.data.feed import Feed, Take
 from tiltyard.data.places import Place
-from tiltyard.data.preflight import plan_streams, window_bytes
+from tiltyard.data.preflight import READING, plan_streams, window_bytes
 from tiltyard.data.readers import Readers
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.stream import Shared, open_feed, share
@@ -83,7 +83,7 @@ def counting(
         what="it", window_bytes=size, consumers=1, store_bytes=ahead * size, cluster_cpus=2, ahead=ahead
     )
     readers = Readers(version, decoder, plan)
-    return StreamedFeed(readers, split="train", batch_size=1_000, data_seed=0, rank=rank, world=world)
+    return StreamedFeed(readers, Take(split="train", batch_size=1_000, data_seed=0, rank=rank, world=world))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -143,11 +143,12 @@ def test_stream_with_a_slow_consumer_reads_no_more_than_was_planned(
     batches = feed.epoch(0)
     next(batches)
     ahead = settled(tmp_path)
-    assert 1 <= ahead <= 4 + 1, f"{ahead} windows were read for one that is consumed"
+    most = 4 + READING + 1  # in the object store as planned; besides, what the reader's threads have done and do
+    assert 1 <= ahead <= most, f"{ahead} windows were read for one that is consumed"
     for _ in batches:
         pass
     done = settled(tmp_path)
-    assert 4 <= done <= 4 + 4 + 1  # an epoch has four; the next one is ready
+    assert 4 <= done <= 4 + most  # an epoch has four; the next one is ready
     feed.close()
     feed.readers.close()
     wait_for(lambda: not executors())
@@ -192,14 +193,14 @@ def test_streams_one_after_another_are_read_by_the_same_readers_and_two_at_once_
     next(batches)
     del batches  # given up in the middle; its readers serve the next stream
     first = readers()
-    other = StreamedFeed(feed.readers, split="train", batch_size=1_000, data_seed=5)
+    other = StreamedFeed(feed.readers, Take(split="train", batch_size=1_000, data_seed=5))
     assert len(list(other.epoch(3))) == other.steps_per_epoch
     assert readers() == first
-    assert len({file.name.split("-")[1] for file in tmp_path.iterdir()}) <= len(first) == 2  # nor was one replaced
+    assert len({file.name.split("-")[1] for file in tmp_path.iterdir()}) <= len(first) == 1  # nor was one replaced
     batches, beside = other.epoch(4), feed.epoch(2)
     for _ in range(3):
         next(batches), next(beside)
-    assert len(readers() - first) == 2
+    assert len(readers() - first) == 1
     del batches, beside
     feed.readers.close()
 
@@ -255,13 +256,13 @@ def test_stream_whose_file_is_gone_tells_which_and_what_to_do(
     size = window_bytes(twin, decoder.row_bytes, "train")
     plan = plan_streams(what="it", window_bytes=size, consumers=1, store_bytes=8 * size, cluster_cpus=2)
     readers = Readers(twin, decoder, plan)
-    feed = StreamedFeed(readers, split="train", batch_size=1_000, data_seed=0)
+    feed = StreamedFeed(readers, Take(split="train", batch_size=1_000, data_seed=0))
     for file in twin.files:
         Path(twin.uri, file.path).unlink()
     with pytest.raises(DataError, match=r"could not be read.*Restore them, or commit"):
         next(feed.epoch(0))
     with pytest.raises(DataError, match=r"A file of large@1 cannot be read.*Restore"):
-        StreamedFeed(Readers(twin, decoder, plan), split="train", batch_size=1_000, data_seed=0)
+        StreamedFeed(Readers(twin, decoder, plan), Take(split="train", batch_size=1_000, data_seed=0))
     readers.close()
 
 
@@ -273,7 +274,7 @@ def test_all_rows_of_a_streamed_split_are_refused_with_the_arithmetic(streamed: 
 def test_share_whose_streams_would_deadlock_or_not_fit_is_refused_before_it_starts(
     store: DatasetStore, version: DatasetVersion, resident: Shared
 ) -> None:
-    with pytest.raises(PreflightError, match=r"would deadlock: 2 trials x 1 CPUs = 2, and 2 x 2 readers x 1 CPUs = 4"):
+    with pytest.raises(PreflightError, match=r"would deadlock: 2 trials x 1 CPUs = 2, and 2 readers x 1 CPUs = 2"):
         share(version, store, preprocessor=resident.preprocessor, mode="streamed", consumers=2, reader_cpus=1.0)
     with pytest.raises(PreflightError, match="does not fit: 10000 streams"):
         share(version, store, preprocessor=resident.preprocessor, mode="streamed", consumers=10_000)

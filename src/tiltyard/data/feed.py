@@ -15,6 +15,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,16 +51,44 @@ class Feed(abc.ABC):
         """The whole split in canonical order. Read-only: do not change the tensors in place."""
 
 
-def check_feed(batch_size: int, rank: int, world: int) -> None:
-    """Raises where the batch size or shard makes no sense.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """What one consumer takes of a split, and how.
+
+    Args:
+        split: Which split.
+        batch_size: Rows per batch; the last one is smaller unless ``drop_last``.
+        data_seed: Another seed, another order.
+        device: Where the batches go.
+        drop_last: Leave out a last batch that is not full.
+        rank: This consumer's number among ``world`` that share the split; shards of an epoch are disjoint.
+        world: How many share it.
 
     Raises:
-        SpecError: Saying which.
+        SpecError: If the batch size or shard makes no sense.
     """
-    if batch_size < 1:
-        raise SpecError(f"Batch size {batch_size} is below 1.")
-    if not 0 <= rank < world:
-        raise SpecError(f"Shard {rank} of {world} does not exist; ranks go from 0 to {world - 1}.")
+
+    split: str
+    batch_size: int
+    data_seed: int
+    device: str | torch.device = "cpu"
+    drop_last: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise SpecError(f"Batch size {self.batch_size} is below 1.")
+        if not 0 <= self.rank < self.world:
+            raise SpecError(f"Shard {self.rank} of {self.world} does not exist; ranks go from 0 to {self.world - 1}.")
+
+    def place(self, content_digest: str) -> tuple[str, str, int]:
+        """What decides the order, with the epoch."""
+        return content_digest, self.split, self.data_seed
+
+    def steps(self, num_rows: int) -> int:
+        """Batches of so many rows."""
+        return order.steps(num_rows, self.batch_size, drop_last=self.drop_last)
 
 
 def tensor(array: npt.NDArray[Any]) -> Tensor:
@@ -74,50 +103,28 @@ def tensor(array: npt.NDArray[Any]) -> Tensor:
 
 
 class ArrayFeed(Feed):
-    """Batches gathered from arrays in canonical order.
+    """Batches gathered from arrays in canonical order. On an accelerator the whole split is moved there once.
 
     Args:
         arrays: The split.
+        take: What is taken of it.
         content_digest: Of the dataset version; part of what decides the order.
-        split: Its name; likewise.
-        batch_size: Rows per batch; the last one is smaller unless ``drop_last``.
-        data_seed: Another seed, another order.
-        device: Where the batches go. On an accelerator the whole split is moved there once.
-        drop_last: Leave out a last batch that is not full.
-        rank: This consumer's number among ``world`` that share the split; shards of an epoch are disjoint.
-        world: How many share it.
         window_rows: Rows a window aims at (``DatasetVersion.window_rows``).
-        keep: Anything that must live as long as the arrays (an object reference).
     """
 
     def __init__(
-        self,
-        arrays: Arrays,
-        *,
-        content_digest: str,
-        split: str,
-        batch_size: int,
-        data_seed: int,
-        device: str | torch.device = "cpu",
-        drop_last: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        window_rows: int = order.WINDOW_ROWS,
-        keep: Any = None,
+        self, arrays: Arrays, take: Take, *, content_digest: str, window_rows: int = order.WINDOW_ROWS
     ) -> None:
-        check_feed(batch_size, rank, world)
         x, y, hashes = arrays
-        self._x, self._y = tensor(x).to(device), tensor(y).to(device)
-        bits = order.window_bits(len(x), window_rows)
-        self._offsets = order.window_offsets(hashes, bits)
-        self._place = (content_digest, split, data_seed)
-        self._batch, self._drop, self._rank, self._world, self._keep = batch_size, drop_last, rank, world, keep
-        self.num_rows = order.shard_rows(len(x), world)
-        self.steps_per_epoch = order.steps(self.num_rows, batch_size, drop_last=drop_last)
+        self._x, self._y = tensor(x).to(take.device), tensor(y).to(take.device)
+        self._offsets = order.window_offsets(hashes, order.window_bits(len(x), window_rows))
+        self._take, self._place = take, take.place(content_digest)
+        self.num_rows = order.shard_rows(len(x), take.world)
+        self.steps_per_epoch = take.steps(self.num_rows)
 
     def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Feed.epoch`."""
-        for (index,) in itertools.islice(batched(self._windows(e), self._batch), self.steps_per_epoch):
+        for (index,) in itertools.islice(batched(self._windows(e), self._take.batch_size), self.steps_per_epoch):
             places = torch.from_numpy(index).to(self._x.device)
             yield self._x.index_select(0, places), self._y.index_select(0, places)
 
@@ -127,7 +134,7 @@ class ArrayFeed(Feed):
 
     def _windows(self, e: int) -> Iterator[tuple[npt.NDArray[np.int64]]]:
         sizes, visit = np.diff(self._offsets), order.window_order(*self._place, e, len(self._offsets) - 1)
-        parts = order.shard_parts(sizes[visit].tolist(), self._rank, self._world)
+        parts = order.shard_parts(sizes[visit].tolist(), self._take.rank, self._take.world)
         return _ahead(functools.partial(self._draw, e, int(visit[i]), skip, take) for i, skip, take in parts)
 
     def _draw(self, e: int, window: int, skip: int, take: int) -> tuple[npt.NDArray[np.int64]]:
@@ -230,9 +237,7 @@ def local_feed(
         if order.window_bits(len(x), window_rows):
             raise DataError(f"{len(x)} rows are shuffled in windows of their hashes; give row_hash (read_hashes).")
         row_hash = np.zeros(len(x), np.int64)
-    return ArrayFeed(
-        (x, y, row_hash),
-        content_digest=content_digest,
+    take = Take(
         split=split,
         batch_size=batch_size,
         data_seed=data_seed,
@@ -240,5 +245,5 @@ def local_feed(
         drop_last=drop_last,
         rank=rank,
         world=world,
-        window_rows=window_rows,
     )
+    return ArrayFeed((x, y, row_hash), take, content_digest=content_digest, window_rows=window_rows)

@@ -14,18 +14,15 @@ from tiltyard.data.versions import SPLITS, DatasetVersion
 from tiltyard.errors import PreflightError
 from tiltyard.preprocessing import Preprocessor
 
-READERS = 2
-"""Actors that read for one stream."""
-QUEUED = 4
-"""Windows in the hands of each of them, at most: one that is read, the others wait, for Ray Data hands out new ones ten times a
-second. With two the readers stood still half of the time."""
+READING = 2
+"""Threads of the actor that reads for a stream: so many windows are decoded at a time."""
 AHEAD = 16
 """Windows that may lie in the object store for one stream: read but not consumed, being read, and in the consumer's hands."""
-LEAST_AHEAD = READERS + 2
-"""Below this the readers would take turns; a plan that has no room for so many is refused."""
-HEAP_WINDOWS = 9
-"""Windows' worth of heap that a reader needs: columns as read, the matrix, its shuffled copy, the block, and what the C
-library keeps of those before (measured: 6 to 8.6)."""
+LEAST_AHEAD = 4
+"""Below this the reader and its consumer would take turns; a plan that has no room for so many is refused."""
+HEAP_WINDOWS = 14
+"""Windows' worth of heap that a reader needs: of each window that is decoded the columns as read and the matrix, of those and
+two that are done the shuffled copy, and what Arrow's pool keeps of columns before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +34,7 @@ class StreamPlan:
         ahead: Windows in the object store per stream.
         window_bytes: Bytes of a window as a block.
         store_bytes: Object store that all streams may fill.
-        heap_bytes: Heap that all their readers may fill.
+        heap_bytes: Heap that their readers may fill, one each.
         reader_cpus: CPU slots a reader holds.
     """
 
@@ -51,12 +48,7 @@ class StreamPlan:
     @property
     def roomy(self) -> bool:
         """Room enough that a reader need not wait until its last window is seen."""
-        return self.ahead >= 4 * READERS
-
-    @property
-    def queued(self) -> int:
-        """Windows in the hands of each reader."""
-        return max(2, min(QUEUED, self.ahead // (2 * READERS)))
+        return self.ahead >= 2 * LEAST_AHEAD
 
 
 def window_bytes(version: DatasetVersion, row_bytes: int, split: str) -> int:
@@ -92,11 +84,11 @@ def plan_streams(
     Raises:
         PreflightError: If it would deadlock for want of CPU slots, or thrash for want of memory; with the arithmetic.
     """
-    held, read = consumers * consumer_cpus, consumers * READERS * reader_cpus
+    held, read = consumers * consumer_cpus, consumers * reader_cpus
     if reader_cpus and held + read > cluster_cpus:
         raise PreflightError(
-            f"Streaming {what} would deadlock: {consumers} trials x {consumer_cpus:g} CPUs = {held:g}, and {consumers} x "
-            f"{READERS} readers x {reader_cpus:g} CPUs = {read:g}, are {held + read:g} of {cluster_cpus:g} CPUs: trials "
+            f"Streaming {what} would deadlock: {consumers} trials x {consumer_cpus:g} CPUs = {held:g}, and {consumers} "
+            f"readers x {reader_cpus:g} CPUs = {read:g}, are {held + read:g} of {cluster_cpus:g} CPUs: trials "
             "would hold the CPUs that the readers they wait for need. Run fewer trials at once, give the cluster more CPUs, "
             "or let readers hold no slot (reader_cpus=0)."
         )
@@ -113,7 +105,7 @@ def plan_streams(
         ahead=ahead,
         window_bytes=window_bytes,
         store_bytes=consumers * ahead * window_bytes,
-        heap_bytes=consumers * READERS * HEAP_WINDOWS * window_bytes,
+        heap_bytes=consumers * HEAP_WINDOWS * window_bytes,
         reader_cpus=reader_cpus,
     )
 

@@ -1,13 +1,17 @@
 """Actors of Ray Data that read windows, kept from one stream to the next.
 
+A stream is one task of one actor, a generator that yields window after window without being asked for each: Ray Data looks
+for finished work ten times a second where several tasks run, and at once where it is one.
+
 Ray Data starts the actors of a pool anew for each execution, which costs seconds of imports. Here they have names: the pool
 of the next execution finds those of the last one (``get_if_exists``) and begins at once. They are started by `Readers.warm`
 while a dataset is shared, or by the first stream that finds none.
 
-One stream uses one *set* of ``READERS`` actors at a time: a stream whose consumer is slow leaves its readers waiting for it,
-and nobody else may wait with them. A set is taken by a lock on a file of the node, which ends with the process that holds it,
-however that ends. Readers hold what they need to read any split and any order; a request says which. They end with
-`Readers.close`, or by themselves where nobody asked them for `IDLE_S`.
+One stream uses one actor at a time: where its consumer is slow the actor waits for it, and nobody else may wait with them. It
+is taken by a lock on a file of the node, its *lease*, which ends with the process that holds it, however that ends. The lease
+names its holder, and a reader stops where that is no longer its stream: Ray does not stop the task of an actor. Readers hold
+what they need to read any order of a split; a request says which. They end with `Readers.close`, or by themselves where
+nobody asked them for `IDLE_S`.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +37,15 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tiltyard.data.preflight import READERS, StreamPlan
+from tiltyard.data.preflight import READING, StreamPlan
 from tiltyard.data.versions import DatasetVersion
-from tiltyard.data.windows import Decoder, Reader, Window, windows_of
+from tiltyard.data.windows import Decoder, Reader, Request, Slice, Window, windows_of
 
 NAMESPACE = "tiltyard"
 IDLE_S = 300.0
 """Seconds without a request after which a reader ends itself: nobody else may be left to end it."""
+RESTING_S = 5.0
+"""Seconds without a request after which it gives back the memory that it keeps for the next window."""
 START_S = 60
 """Seconds that readers may take to start while a dataset is shared; those that take longer are waited for by their stream."""
 
@@ -51,19 +58,54 @@ class KeptReader(Reader):
         self._asked = time.monotonic()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def __call__(self, asked: pa.Table) -> pa.Table:
-        """See `Reader`."""
-        self._asked = math.inf  # not while it reads
-        try:
-            return super().__call__(asked)
-        finally:
-            self._asked = time.monotonic()
-            pa.default_memory_pool().release_unused()  # what it keeps would be held by every reader, beyond its plan
+    def __call__(self, asked: pa.Table) -> Iterator[pa.Table]:
+        """The windows of the requests in a table, as long as the stream that asked wants more."""
+        for request in Request.of_table(asked):
+            self._asked = math.inf  # not while it reads
+            try:
+                yield from self.ahead(_while_wanted(request, self.slices(request)))
+            finally:
+                self._asked = time.monotonic()
 
     def _watch(self) -> None:
-        while time.monotonic() - self._asked < IDLE_S:
-            time.sleep(min(5.0, IDLE_S / 4))
+        resting = False
+        while (idle := time.monotonic() - self._asked) < IDLE_S:
+            if idle > RESTING_S and not resting:
+                self._buffers.clear()
+                pa.default_memory_pool().release_unused()
+            resting = idle > RESTING_S
+            time.sleep(min(RESTING_S, IDLE_S / 4))
         os._exit(0)
+
+
+def _while_wanted(request: Request, slices: Iterable[Slice]) -> Iterator[Slice]:
+    return itertools.takewhile(lambda _: _wants_more(request), slices)
+
+
+def _wants_more(request: Request) -> bool:
+    """Is there still somebody for whom to read on? Asked in the task's own thread."""
+    if not request.lease:
+        return True
+    try:
+        holder = Path(request.lease).read_text()
+    except FileNotFoundError:  # of another node, or all readers are being ended
+        return not ray.get_runtime_context().is_canceled()
+    return holder == request.holder and Path("/proc", holder.partition(" ")[0]).exists()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A reader that is taken: its number, and what a request says so that it reads on.
+
+    Args:
+        number: Which reader of this node.
+        path: The file.
+        holder: Process and stream that hold it.
+    """
+
+    number: int
+    path: str
+    holder: str
 
 
 class Readers:
@@ -91,8 +133,9 @@ class Readers:
         return self._windows[split]
 
     @contextmanager
-    def taken(self) -> Iterator[int]:
-        """The number of a set of readers on this node that nobody else uses."""
+    def taken(self) -> Iterator[Lease]:
+        """A reader on this node that nobody else uses."""
+        holder = f"{os.getpid()} {uuid.uuid4().hex}"
         for number in itertools.count():
             path = _locks() / f"{self.name}-{_node()[:12]}-{number}"
             lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -102,45 +145,52 @@ class Readers:
                 os.close(lock)
                 continue
             try:
-                yield number
+                os.truncate(lock, 0)
+                os.write(lock, holder.encode())
+                yield Lease(number=number, path=str(path), holder=holder)
             finally:
+                os.truncate(lock, 0)
                 os.close(lock)
             return
 
-    def blocks(
-        self, requests: Sequence[pa.Table], sets: Sequence[int], split: str, *, wait_s: int = 0
-    ) -> Iterator[Any]:
-        """An execution of Ray Data whose actors are the readers of some sets: references to a block a request, in order.
+    def blocks(self, split: str, requests: Mapping[int, pa.Table], *, wait_s: int = 0) -> Iterator[Any]:
+        """An execution of Ray Data whose actors are some readers: references to the blocks they read, in order.
+
+        A block is a window where windows are alike; small ones may come together and large ones in pieces.
 
         Args:
-            requests: As `tiltyard.data.windows.Reader` takes them.
-            sets: Numbers of the sets.
             split: Which split they read.
+            requests: Number of a reader to what is asked of it.
             wait_s: Seconds to wait for all of them to be there before the first request is given to any.
         """
-        names = [f"{self.name}-{_node()}-{split}-{s}-{k}" for s in sets for k in range(READERS)][: len(requests)]
-        context = _context(self.plan)
+        names = [f"{self.name}-{_node()}-{split}-{number}" for number in requests]
+        windows = self.windows(split)
+        least = min((w.num_rows for w in windows if w.num_rows), default=1) * self.decoder.block_row_bytes
+        context = _context(self.plan, least)
         context.wait_for_min_actors_s = wait_s
         with warnings.catch_warnings(), ray.data.DataContext.current(context):
             warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
-            dataset = ray.data.from_arrow(list(requests)).map_batches(
+            dataset = ray.data.from_arrow(list(requests.values())).map_batches(
                 KeptReader,
-                fn_constructor_args=(self.decoder, (self.version.content_digest, split), self.windows(split)),
+                fn_constructor_args=(self.decoder, (self.version.content_digest, split), windows),
                 batch_size=None,
                 batch_format="pyarrow",
                 num_cpus=self.plan.reader_cpus,
-                compute=ray.data.ActorPoolStrategy(size=len(names), max_tasks_in_flight_per_actor=self.plan.queued),
+                compute=ray.data.ActorPoolStrategy(size=len(names), max_tasks_in_flight_per_actor=1),
                 ray_remote_args_fn=_named(names),
                 max_restarts=0,  # one that died is replaced by a new execution, of the same name
             )
             return iter(dataset.iter_internal_ref_bundles())
 
     def warm(self, splits: Sequence[str], consumers: int) -> None:
-        """Starts the readers of so many consumers on this node, and Ray Data itself; waits at most `START_S`."""
+        """Starts the readers of so many consumers on this node, and Ray Data itself; waits at most `START_S`.
+
+        Each reads a few windows for nobody: what is imported and allocated then is there when a stream begins.
+        """
+        asked = Request(data_seed=0, epoch=0, rank=0, world=1, num_windows=READING + 1).to_table()
         for split in splits:
-            with contextlib.suppress(ray.exceptions.GetTimeoutError):
-                nothing = [Reader.request([])] * (consumers * READERS)
-                for _ in self.blocks(nothing, range(consumers), split, wait_s=START_S):
+            with contextlib.suppress(ray.exceptions.RayError):  # the first stream will tell
+                for _ in self.blocks(split, dict.fromkeys(range(consumers), asked), wait_s=START_S):
                     pass
 
     def close(self) -> None:
@@ -181,21 +231,23 @@ def _named(names: Sequence[str]) -> Callable[[], dict[str, Any]]:
     return options
 
 
-def _context(plan: StreamPlan) -> ray.data.DataContext:
-    """Ray Data's settings of a stream; the caller's own are not touched."""
+def _context(plan: StreamPlan, least_bytes: int) -> ray.data.DataContext:
+    """Ray Data's settings of a stream of windows that take so many bytes at least; the caller's own are not touched."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
         context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.enable_auto_log_stats = False
-    context.target_max_block_size = plan.window_bytes  # a window is a block: it is cut from half as much again
-    # A task's one block is its whole output. Ray Data counts so many windows for each task that runs, and a task whose buffer
-    # is full waits until it is looked at, a tenth of a second: with two it never is (1.3 and 2.2 million rows/s).
+    # A window is a block: what is larger is passed on at once, and cut only where it is half as large again.
+    context.target_max_block_size = least_bytes - 1
     context._max_num_blocks_in_streaming_gen_buffer = 2 if plan.roomy else 1
+    # Where nobody iterates by Ray's own batches, Ray passes on a window ten times a second beyond any limit; here once an hour.
+    context.output_backpressure_guard_release_interval_s = 3_600.0
+    context.execution_no_progress_timeout_s = -1  # a stream waits for its consumer as long as that takes
     options = context.execution_options
     options.preserve_order = True
     options.resource_limits = options.resource_limits.copy(
-        object_store_memory=float((plan.ahead - 1) * plan.window_bytes)  # one more is in the consumer's hands
+        object_store_memory=float((plan.ahead - 2) * plan.window_bytes)  # one more than the limit, and one is used
     )
     return context

@@ -29,7 +29,7 @@ import torch
 
 from tiltyard.data import rows
 from tiltyard.data.features import feature_columns, fit_preprocessor
-from tiltyard.data.feed import ArrayFeed, Arrays, Feed, check_feed
+from tiltyard.data.feed import ArrayFeed, Arrays, Feed, Take
 from tiltyard.data.places import Place
 from tiltyard.data.preflight import SplitPlan, StreamPlan, check_whole, plan_splits, plan_streams, window_bytes
 from tiltyard.data.readers import Readers
@@ -355,26 +355,21 @@ def open_feed(
         DataError: If the split does not exist or cannot be fetched.
     """
     check_split(handle.version, split)
-    check_feed(batch_size, rank, world)
-    common: dict[str, Any] = {
-        "split": split,
-        "batch_size": batch_size,
-        "data_seed": data_seed,
-        "device": device,
-        "drop_last": drop_last,
-        "rank": rank,
-        "world": world,
-    }
+    take = Take(
+        split=split,
+        batch_size=batch_size,
+        data_seed=data_seed,
+        device=device,
+        drop_last=drop_last,
+        rank=rank,
+        world=world,
+    )
     if handle.plans[split].mode == "streamed":
         if handle.readers is None:
             raise PreflightError(
                 f"Split {split!r} of {handle.version.ref} does not fit in memory and was not planned to be streamed; "
                 f"name it when sharing: share(..., splits=(..., {split!r}))."
             )
-        return StreamedFeed(handle.readers, **common)
-    return ArrayFeed(
-        fetch(handle, split),
-        content_digest=handle.content_digest,
-        window_rows=handle.version.window_rows,
-        **common,
-    )
+        return StreamedFeed(handle.readers, take)
+    arrays, version = fetch(handle, split), handle.version
+    return ArrayFeed(arrays, take, content_digest=version.content_digest, window_rows=version.window_rows)

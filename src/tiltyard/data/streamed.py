@@ -1,10 +1,9 @@
 """A split that is larger than memory, streamed through Ray Data: the batches of a resident feed, in bounded memory.
 
 A *stream* is a Ray Data execution over the windows of an epoch (and of those that follow it) in the epoch's order. Each
-window is one block: read, preprocessed and shuffled by one of ``READERS`` actors of Ray Data, handed over through the object
-store, and cut into batches where they are consumed, without copying. Actors and not tasks, because Ray Data looks for
-finished work ten times a second: a task waits for its successor meanwhile, an actor has the next windows in its queue. They
-outlive their execution (`tiltyard.data.readers`), so that a stream begins in tenths of a second.
+window is one block: read, preprocessed and shuffled by an actor of Ray Data, handed over through the object store, and cut
+into batches where they are consumed, without copying. The actor outlives its execution (`tiltyard.data.readers`), so that a
+stream begins in tenths of a second.
 
 Bounded memory: at most ``StreamPlan.ahead`` windows lie in the object store for their consumer (`tiltyard.data.preflight`).
 No deadlock: readers hold no CPU slot unless told to, so trials that hold every CPU cannot starve the reader they wait for;
@@ -15,24 +14,23 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
 import ray
-import torch
 from torch import Tensor
 
 from tiltyard.data import order
-from tiltyard.data.feed import Feed, batched, check_feed, tensor
+from tiltyard.data.feed import Feed, Take, batched, tensor
 from tiltyard.data.readers import Readers
-from tiltyard.data.windows import Reader, Slice, X, Y, epoch_slices, narrow
+from tiltyard.data.windows import Request, Slice, X, Y, epoch_slices, narrow, stream_slices
 from tiltyard.errors import DataError, PreflightError
 
-FIRST, SEGMENT = 64, 512
-"""Windows of the first and of each later execution of a stream: to put a request takes a millisecond, and all are put first."""
+SEGMENT = 4_096
+"""Windows of one execution of a stream, about 268 million rows; the next one takes tenths of a second to begin."""
 ATTEMPTS = 3
 """Times a window is asked for whose readers die."""
 
@@ -43,28 +41,45 @@ def _what(error: Exception) -> str:
     return lines[0] if lines else f"{type(error).__name__}: {error}"
 
 
+Part = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
+
+
 class _Stream:
-    """Blocks of an epoch and those after it, as long as somebody asks."""
+    """Rows of an epoch and those after it, as long as somebody asks."""
 
     def __init__(self, feed: StreamedFeed, first_epoch: int) -> None:
-        shard = feed.shard  # and not the feed: it refers to its stream, whose readers are free once nobody refers to it
-        self._slices = (s for e in itertools.count(first_epoch) for s in epoch_slices(*shard, e))
-        self._readers, self._split, self.epoch = feed.readers, feed.split, first_epoch
-        self._asked: deque[Slice] = deque(itertools.islice(self._slices, FIRST))
+        self._shard = (
+            feed.shard
+        )  # and not the feed: it refers to its stream, whose reader is free once nobody refers to it
+        self._readers, self._split, self._rows_per_epoch = feed.readers, feed.split, feed.num_rows
+        self.epoch, self._first = first_epoch, first_epoch
+        self._got, self._due = (
+            0,
+            0,
+        )  # rows since the first epoch began; of them, those that the execution has yet to bring
+        self._left: Part | None = None
         self._bundles: Iterator[Any] | None = None
         self._holds = ExitStack()
-        self._set = self._holds.enter_context(self._readers.taken())
+        self._lease = self._holds.enter_context(self._readers.taken())
 
-    def blocks(self) -> Iterator[pa.Table]:
-        """Block after block, without end; where a reader dies, from the first block that is missing.
+    def rows(self, num_rows: int) -> Iterator[Part]:
+        """The next so many rows, in parts; where a reader dies, from the first row that is missing.
 
         Raises:
             DataError: If a window cannot be read.
         """
+        while num_rows:
+            x, y = self._left or self._next()
+            take = min(num_rows, len(x))
+            self._left = (x[take:], y[take:]) if take < len(x) else None
+            num_rows -= take
+            yield x[:take], y[:take]
+
+    def _next(self) -> Part:
         left = ATTEMPTS
         while True:
             try:
-                blocks = self._some()
+                return self._block()
             except ray.exceptions.RayError as error:
                 left -= 1
                 self._bundles = None
@@ -74,32 +89,50 @@ class _Stream:
                     f"A window could not be read: {_what(error)}. "
                     "Wanted: the version's files as they were written. Restore them, or commit the rows anew."
                 ) from error
-            for block in blocks:
-                left = ATTEMPTS
-                self._asked.popleft()
-                yield block
 
-    def _some(self) -> list[pa.Table]:
-        """The blocks that come next; none where an execution ended."""
-        if self._bundles is None:
-            if not self._asked:
-                self._asked.extend(itertools.islice(self._slices, SEGMENT))
-            self._bundles = self._readers.blocks([Reader.request([s]) for s in self._asked], [self._set], self._split)
-        bundle = next(self._bundles, None)
-        if bundle is None:
-            if self._asked:
-                raise DataError(
-                    f"Ray Data ended a stream of split {self._split!r} with {len(self._asked)} windows still to come; every one "
-                    "was wanted. Read it again; where that is no help, look at Ray's logs of the readers."
-                )
-            self._bundles = None
-            return []
-        return [ray.get(entry.ref) for entry in bundle.blocks]
+    def _block(self) -> Part:
+        """The block that comes next, of this execution or a new one."""
+        while True:
+            if self._bundles is None:
+                self._bundles = self._ask()
+            bundle = next(self._bundles, None)
+            if bundle is None:
+                if self._due:
+                    raise DataError(
+                        f"Ray Data ended a stream of split {self._split!r} with {self._due} rows still to come; every one was "
+                        "wanted. Read it again; where that is no help, look at Ray's logs of the readers."
+                    )
+                self._bundles = None
+                continue
+            blocks = [ray.get(entry.ref) for entry in bundle.blocks]
+            parts = [(narrow(block[X]), narrow(block[Y])) for block in blocks if block.num_rows]
+            if parts:
+                x, y = parts[0] if len(parts) == 1 else (np.concatenate(a) for a in zip(*parts, strict=True))
+                self._got, self._due = self._got + len(x), self._due - len(x)
+                return x, y
+
+    def _ask(self) -> Iterator[Any]:
+        """A new execution, from the first row that did not come yet."""
+        windows, (_, _, data_seed), rank, world = self._shard
+        epochs, done = divmod(self._got, self._rows_per_epoch)
+        asked = Request(
+            data_seed=data_seed,
+            epoch=self._first + epochs,
+            done=done,
+            rank=rank,
+            world=world,
+            num_windows=SEGMENT,
+            lease=self._lease.path,
+            holder=self._lease.holder,
+        )
+        every = stream_slices(windows, self._shard[1], rank, world, asked.epoch, done)
+        self._due = sum(s.take for s in itertools.islice(every, SEGMENT))
+        return self._readers.blocks(self._split, {self._lease.number: asked.to_table()})
 
     def close(self) -> None:
         """Ends what runs."""
+        self._holds.close()  # first: the reader stops where it would no longer be held back
         self._bundles = None
-        self._holds.close()
 
 
 class StreamedFeed(Feed):
@@ -109,35 +142,21 @@ class StreamedFeed(Feed):
 
     Args:
         readers: Who reads its windows.
-        split: Which split.
-        batch_size: Rows per batch.
-        data_seed: Decides the order, with the content digest, the split and the epoch.
-        device: Where the batches go.
-        drop_last: Leave out a last batch that is not full.
-        rank: This consumer's number among ``world``; each reads the windows that its own run of the epoch lies in.
-        world: How many there are.
+        take: What is taken of the split; a shard reads the windows that its own run of the epoch lies in.
     """
 
-    def __init__(
-        self,
-        readers: Readers,
-        *,
-        split: str,
-        batch_size: int,
-        data_seed: int,
-        device: str | torch.device = "cpu",
-        drop_last: bool = False,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        check_feed(batch_size, rank, world)
-        windows = readers.windows(split)
-        self.shard = (windows, (readers.version.content_digest, split, data_seed), rank, world)
-        self._device, self._batch = device, batch_size
-        self.readers, self.split = readers, split
-        self.num_rows = order.shard_rows(sum(w.num_rows for w in windows), world)
-        self.steps_per_epoch = order.steps(self.num_rows, batch_size, drop_last=drop_last)
+    def __init__(self, readers: Readers, take: Take) -> None:
+        windows = readers.windows(take.split)
+        self.shard = (windows, take.place(readers.version.content_digest), take.rank, take.world)
+        self.readers, self._take = readers, take
+        self.num_rows = order.shard_rows(sum(w.num_rows for w in windows), take.world)
+        self.steps_per_epoch = take.steps(self.num_rows)
         self._live: _Stream | None = None
+
+    @property
+    def split(self) -> str:
+        """Which split is streamed."""
+        return self._take.split
 
     def slices(self, epoch: int) -> list[Slice]:
         """What this shard takes of each window, in the order of an epoch."""
@@ -154,11 +173,10 @@ class StreamedFeed(Feed):
         stream = stream or _Stream(self, e)
         done = False
         try:
-            blocks = itertools.islice(stream.blocks(), len(self.slices(e)))
-            parts = ((narrow(block[X]), narrow(block[Y])) for block in blocks)
-            for x, y in itertools.islice(batched(parts, self._batch), self.steps_per_epoch):
-                yield tensor(x).to(self._device), tensor(y).to(self._device)
-            for _ in blocks:  # what drop_last left over
+            parts = stream.rows(self.num_rows)
+            for x, y in itertools.islice(batched(parts, self._take.batch_size), self.steps_per_epoch):
+                yield tensor(x).to(self._take.device), tensor(y).to(self._take.device)
+            for _ in parts:  # what drop_last left over
                 pass
             done = True
         finally:

@@ -6,8 +6,13 @@ columns that are wanted, and only the row groups that hold the window, are decod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import itertools
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +21,11 @@ import pyarrow as pa
 
 from tiltyard.data import order, parquet, rows
 from tiltyard.data.places import Place
+from tiltyard.data.preflight import READING
 from tiltyard.data.versions import DatasetVersion
 from tiltyard.errors import DataError
 from tiltyard.preprocessing import Preprocessor
+from tiltyard.types import Task
 
 X, Y = "x", "y"
 """Names of the columns of a block: features (a tensor a row) and label."""
@@ -35,6 +42,33 @@ def narrow(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(array.type):
         return np.asarray(array.flatten().to_numpy()).reshape(len(array), array.type.list_size)
     return np.asarray(array.to_numpy())
+
+
+class Buffers:
+    """Matrices that are written anew once nobody refers to them, by threads too.
+
+    To touch memory that the system gave out just now takes longer than to fill it (measured: 6 of the 20 ms of a window).
+    """
+
+    def __init__(self) -> None:
+        self._made: list[npt.NDArray[np.float32]] = []
+        self._lock = threading.Lock()
+
+    def matrix(self, num_rows: int, width: int) -> npt.NDArray[np.float32]:
+        """A matrix ``(num_rows, width)``, float32, of any content; its memory is the caller's until the last reference goes."""
+        size = num_rows * width
+        with self._lock:
+            free = [m for m in self._made if sys.getrefcount(m) == 3]  # the list, ``m``, and the argument
+            fits = next((m for m in free if m.size >= size), None)
+            if fits is None:
+                fits = np.empty(size + size // 16, np.float32)  # windows differ by a few rows
+                self._made = [m for m in self._made if not any(m is f for f in free)] + [fits]
+            return fits[:size].reshape(num_rows, width)
+
+    def clear(self) -> None:
+        """Gives back what nobody refers to."""
+        with self._lock:
+            self._made = [m for m in self._made if sys.getrefcount(m) > 3]
 
 
 class Decoder:
@@ -54,6 +88,15 @@ class Decoder:
         """Bytes of a row as arrays: features, labels and the hash."""
         return 4 * self.preprocessor.num_features_out + 8 * max(1, len(self.preprocessor.labels)) + 8
 
+    @property
+    def block_row_bytes(self) -> int:
+        """Bytes of a row of `block`."""
+        return 4 * self.preprocessor.num_features_out + (4 * len(self.preprocessor.labels) if self._wide_label else 8)
+
+    @property
+    def _wide_label(self) -> bool:
+        return self.preprocessor.task not in (Task.BINARY, Task.MULTICLASS)
+
     def raw(self, path: str, row_groups: Sequence[int] | None = None) -> pa.Table:
         """The columns that are needed, and the hashes."""
         return parquet.read_file(self.root / path, self.columns, row_groups)
@@ -63,12 +106,21 @@ class Decoder:
         raw = self.raw(path)
         return self.block(raw).append_column(rows.ROW, raw[rows.ROW])
 
-    def block(self, raw: pa.Table, places: npt.NDArray[np.int64] | None = None) -> pa.Table:
-        """Features and labels of rows; of those at ``places`` and in that order, where given."""
-        x, y = self.preprocessor.transform(raw), self.preprocessor.transform_label(raw)
-        if places is not None:
-            x, y = x.take(places, axis=0), y.take(places, axis=0)
-        return pa.table({X: wide(x), Y: wide(y) if y.ndim == 2 else pa.array(y)})
+    def block(self, raw: pa.Table) -> pa.Table:
+        """Features and labels of rows."""
+        return _block(self.preprocessor.transform(raw), self.preprocessor.transform_label(raw))
+
+    def shuffled(self, raw: pa.Table, places: npt.NDArray[np.int64], buffers: Buffers) -> pa.Table:
+        """Features and labels of the rows at ``places``, in that order, in memory of some buffers."""
+        width = self.preprocessor.num_features_out
+        x = self.preprocessor.transform(raw, out=buffers.matrix(raw.num_rows, width))
+        out = buffers.matrix(len(places), width)
+        np.take(x, places, axis=0, out=out, mode="clip")  # "raise" would write into a copy of ``out``
+        return _block(out, self.preprocessor.transform_label(raw).take(places, axis=0))
+
+
+def _block(x: npt.NDArray[np.float32], y: npt.NDArray[Any]) -> pa.Table:
+    return pa.table({X: wide(x), Y: wide(y) if y.ndim == 2 else pa.array(y)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +220,67 @@ def epoch_slices(
     ]
 
 
+def stream_slices(
+    windows: Sequence[Window], place: tuple[str, str, int], rank: int, world: int, epoch: int, done: int = 0
+) -> Iterator[Slice]:
+    """The slices of an epoch and of all that follow it, without end (none where the shard has no rows).
+
+    Args:
+        windows: Of the split.
+        place: Content digest, split and data seed.
+        rank: Number of the shard.
+        world: How many there are.
+        epoch: The first one.
+        done: Rows of the first epoch to leave out.
+    """
+    for e in itertools.count(epoch):
+        slices = epoch_slices(windows, place, rank, world, e)
+        if not slices:
+            return
+        for s in slices:
+            left_out = min(done, s.take)
+            done -= left_out
+            if left_out < s.take:
+                yield replace(s, skip=s.skip + left_out, take=s.take - left_out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a stream asks a reader for: its windows, from some row of an epoch on.
+
+    Args:
+        data_seed: Decides the order, with the content digest, the split and the epoch.
+        epoch: The first one; those that follow are read too.
+        done: Rows of it that are not wanted.
+        rank: Number of the shard.
+        world: How many there are.
+        num_windows: How many windows.
+        lease: Path of a file that says for which stream the reader works; empty where it works for none.
+        holder: What stands in it while this stream wants more.
+    """
+
+    data_seed: int
+    epoch: int
+    done: int = 0
+    rank: int
+    world: int
+    num_windows: int
+    lease: str = ""
+    holder: str = ""
+
+    def to_table(self) -> pa.Table:
+        """As a table of one row, which is how it reaches a reader."""
+        return pa.Table.from_pylist([asdict(self)], REQUEST)
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> list[Request]:
+        """The requests in a table."""
+        return [cls(**row) for row in table.to_pylist()]
+
+
+REQUEST = pa.schema([(f.name, pa.string() if f.type == "str" else pa.int64()) for f in fields(Request)])
+
+
 class Reader:
     """Reads slices of windows of one split, one after another; lives in an actor of Ray Data.
 
@@ -178,16 +291,13 @@ class Reader:
     """
 
     def __init__(self, decoder: Decoder, place: tuple[str, str], windows: Sequence[Window]) -> None:
-        self._decoder, self._place, self._windows = decoder, place, windows
+        self._decoder, self._place, self._windows, self._buffers = decoder, place, windows, Buffers()
 
-    @staticmethod
-    def request(asked: Sequence[Slice]) -> pa.Table:
-        """Slices as a table, which is how they reach a reader."""
-        return pa.table({f.name: pa.array([getattr(s, f.name) for s in asked], pa.int64()) for f in fields(Slice)})
-
-    def __call__(self, asked: pa.Table) -> pa.Table:
-        """The rows of the slices that `request` was given, in the epoch's order."""
-        return pa.concat_tables([self.read(Slice(**row)) for row in asked.to_pylist()]) if asked.num_rows else asked
+    def slices(self, asked: Request) -> Iterator[Slice]:
+        """What a request asks for, in its order."""
+        place = (*self._place, asked.data_seed)
+        every = stream_slices(self._windows, place, asked.rank, asked.world, asked.epoch, asked.done)
+        return itertools.islice(every, asked.num_windows)
 
     def read(self, asked: Slice) -> pa.Table:
         """The rows of one slice, in the order of its epoch."""
@@ -198,4 +308,18 @@ class Reader:
             hashes = narrow(raw[rows.ROW])
             raw = raw.filter(pa.array((hashes >= window.first) & (hashes <= window.last)))
         places = order.row_order(*self._place, asked.data_seed, asked.epoch, window.number, window.num_rows)
-        return self._decoder.block(raw, places[asked.skip : asked.skip + asked.take])
+        return self._decoder.shuffled(raw, places[asked.skip : asked.skip + asked.take], self._buffers)
+
+    def ahead(self, slices: Iterable[Slice]) -> Iterator[pa.Table]:
+        """`read` of each, in their order, by `READING` threads that work while what is there is used."""
+        due: deque[Future[pa.Table]] = deque()
+        threads = ThreadPoolExecutor(READING, "tiltyard-reading")
+        try:
+            for asked in slices:
+                due.append(threads.submit(self.read, asked))
+                if len(due) > READING:
+                    yield due.popleft().result()
+            while due:
+                yield due.popleft().result()
+        finally:
+            threads.shutdown(cancel_futures=True)

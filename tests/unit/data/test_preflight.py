@@ -50,18 +50,16 @@ def test_plan_of_any_size_stays_within_the_store_and_the_cpus_or_is_refused(
         )
     except PreflightError:
         too_small = consumers * preflight.LEAST_AHEAD * window > store
-        too_few = reader > 0 and consumers * (1 + preflight.READERS * reader) > cpus
+        too_few = reader > 0 and consumers * (1 + reader) > cpus
         assert too_small or too_few
         return
     assert made.store_bytes == consumers * made.ahead * window <= store
     assert preflight.LEAST_AHEAD <= made.ahead <= preflight.AHEAD
-    assert reader == 0 or consumers * (1 + preflight.READERS * reader) <= cpus
+    assert reader == 0 or consumers * (1 + reader) <= cpus
 
 
 def test_plan_that_would_deadlock_says_what_holds_and_what_waits() -> None:
-    with pytest.raises(
-        PreflightError, match=r"4 trials x 1 CPUs = 4, and 4 x 2 readers x 0.5 CPUs = 4, are 8 of 4 CPUs"
-    ):
+    with pytest.raises(PreflightError, match=r"4 trials x 1 CPUs = 4, and 4 readers x 0.5 CPUs = 2, are 6 of 4 CPUs"):
         plan(consumers=4, reader_cpus=0.5)
     assert plan(consumers=4, reader_cpus=0.0).reader_cpus == 0
 
