@@ -78,7 +78,7 @@ def test_resident_feed_gives_the_batches_of_a_feed_without_ray(
     assert shared.num_features == feed.all()[0].shape[1] == 6
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=1)  # so that two processes take all eight: each imports torch first
 def _trial(handle: Shared, seed: int) -> tuple[int, float, bool]:
     """What a trial does: opens its feeds and goes through two epochs; says whether it copied the rows."""
     feed = open_feed(handle, split="train", batch_size=100, data_seed=seed)
@@ -91,17 +91,13 @@ def _trial(handle: Shared, seed: int) -> tuple[int, float, bool]:
     return rows, total, bool(owned.flags.owndata or owned.flags.writeable)
 
 
-def test_eight_trials_decode_each_row_once_and_copy_none(
-    ray_session: None, store: DatasetStore, version: DatasetVersion
-) -> None:
-    handle = share(version, store)
-    told = ray.get([_trial.remote(handle, seed) for seed in range(8)])
+def test_eight_trials_decode_each_row_once_and_copy_none(shared: Shared, version: DatasetVersion) -> None:
+    told = ray.get([_trial.remote(shared, seed) for seed in range(8)])
     train = version.split_rows["train"]
     assert {rows for rows, _, _ in told} == {2 * train}
     np.testing.assert_allclose([total for _, total, _ in told], told[0][1], rtol=1e-6, atol=1e-3)
     assert not any(copied for _, _, copied in told)
-    assert handle.counters() == {"rows_decoded": train + version.split_rows["validation"], "reads": 1}
-    handle.close()
+    assert shared.counters() == {"rows_decoded": train + version.split_rows["validation"], "reads": 1}
 
 
 def test_owner_killed_is_restarted_and_reads_again(
