@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def model(board: Board) -> dict[str, Any]:
     return found
 
 
+@cache
 def _text(board: Board) -> str:
     return JSONEncoder(sort_keys=True, indent=1).encode(_build(board)) + "\n"
 

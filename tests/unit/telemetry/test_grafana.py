@@ -247,6 +247,7 @@ def test_address_with_a_password_and_a_missing_token_are_refused(tmp_path: Path)
         provisioning.contact_points(RECEIVERS, {})
 
 
+@pytest.mark.slow
 def test_rules_for_grafana_are_true_where_those_of_prometheus_fire_without_recorded_series(tmp_path: Path) -> None:
     rules = []
     for alert in ALERTS:

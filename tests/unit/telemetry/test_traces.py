@@ -52,6 +52,7 @@ def test_nothing_is_kept_or_imported_where_traces_are_off() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_submit_sweep_and_pack_are_one_trace_over_three_processes(folder: Path) -> None:
     """As the parts do it: the environment of a job, and what a worker is told (`Post.trace`)."""
     worker = (
