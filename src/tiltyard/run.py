@@ -9,6 +9,7 @@ tracebacks.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -106,16 +107,24 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
     from tiltyard.report.html import drawing_at_end
     from tiltyard.sweep.engine.launch import launch
     from tiltyard.sweep.engine.ray_runtime import submitted_job
+    from tiltyard.telemetry import logs
     from tiltyard.telemetry.sweeps import exporting
+    from tiltyard.telemetry.traces import span
 
     try:
-        with exporting(settings, experiment, tell) as watch:
+        logs.setup(level=logging.WARNING)
+        job, name = submitted_job(), experiment.name
+        with (
+            logs.bound(experiment=name, job=job),
+            span("sweep", experiment=name, job=job),
+            exporting(settings, experiment, tell) as watch,
+        ):
             outcome = launch(
                 settings,
                 experiment,
                 code_digest=digest,
                 watch=watch,
-                job=submitted_job(),
+                job=job,
                 page=drawing_at_end(settings),
             )
     finally:

@@ -18,6 +18,7 @@ from tiltyard.errors import KeyConflictError, SubmitError
 from tiltyard.progress import work
 from tiltyard.submit.ray_jobs import ClusterAwayError, Job, JobExistsError
 from tiltyard.submit.request import META_KEY, Request, attempt_of, conflict, what_differs
+from tiltyard.telemetry.traces import environment, span
 
 PATIENCE_S = 120.0
 """How long a cluster that does not answer is asked again: a head that is restarted takes a minute."""
@@ -90,12 +91,12 @@ def send(
                     return Sent(job_id=last[1].id, started=False, state=last[1].state)
             job_id = request.id_of(number + 1)
             try:
-                with work(f"send {job_id} to the cluster"):
+                with work(f"send {job_id} to the cluster"), span("submit", job=job_id):
                     jobs.submit(
                         job_id=job_id,
                         entrypoint=request.entrypoint,
                         package=package,
-                        env=request.runtime_env,
+                        env={**request.runtime_env, **environment()},
                         metadata=request.metadata,
                     )
             except JobExistsError:
