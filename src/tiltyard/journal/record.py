@@ -315,16 +315,36 @@ class Journal(Ledger):
         with self._store.writing() as tx:
             self._check_fence(tx, attempt.key, attempt.fence)
             self._end_attempt(tx, attempt, "done", metered_s, storage_uri=storage_uri)
-            if not scores:
-                return
-            tx.execute(
+            self._add_scores(tx, scores)
+
+    def record_scores(self, attempt: Attempt, scores: Sequence[CellScore]) -> None:
+        """Records members of a pack that have ended while others still train; the attempt goes on.
+
+        Raises:
+            FencedError: If a newer attempt or a newer claim exists; nothing is recorded.
+        """
+        with self._store.writing() as tx:
+            self._check_fence(tx, attempt.key, attempt.fence)
+            still = tx.execute(
                 text(
-                    "INSERT INTO cell_scores (cell, epoch, metrics, storage_uri, pack_id, attempt, seconds, failed) VALUES "
-                    "(:cell, :epoch, :metrics, :storage_uri, :pack_id, :attempt, :seconds, :failed) "
-                    "ON CONFLICT (cell, epoch) DO NOTHING"
+                    "UPDATE attempts SET state = 'running' "
+                    "WHERE key = :key AND pack_id = :pack AND number = :number AND state = 'running'"
                 ),
-                [{**asdict(s), "metrics": dump(s.metrics)} for s in scores],
+                {"key": attempt.key, "pack": attempt.pack_id, "number": attempt.number},
             )
+            if still.rowcount != 1:
+                raise FencedError(_too_late(attempt))
+            self._add_scores(tx, scores)
+
+    def save_attempt(self, attempt: Attempt, *, metered_s: float, storage_uri: str) -> None:
+        """Records that an attempt ended in the middle of its rung, and where it left its checkpoint; no scores.
+
+        Raises:
+            FencedError: If a newer attempt or a newer claim exists; nothing is recorded.
+        """
+        with self._store.writing() as tx:
+            self._check_fence(tx, attempt.key, attempt.fence)
+            self._end_attempt(tx, attempt, "saved", metered_s, storage_uri=storage_uri)
 
     def fail_attempt(self, attempt: Attempt, reason: str, metered_s: float) -> None:
         """Records that an attempt failed; it is no error where it was fenced meanwhile."""
@@ -378,13 +398,29 @@ class Journal(Ledger):
             },
         )
         if done.rowcount != 1:
-            raise FencedError(
-                f"Attempt {attempt.number} at pack {attempt.pack_id} came too late: a newer attempt took over. "
-                "Nothing of it was recorded; nothing needs doing."
-            )
+            raise FencedError(_too_late(attempt))
+
+    def _add_scores(self, tx: Connection, scores: Sequence[CellScore]) -> None:
+        if not scores:
+            return
+        tx.execute(
+            text(
+                "INSERT INTO cell_scores (cell, epoch, metrics, storage_uri, pack_id, attempt, seconds, failed) VALUES "
+                "(:cell, :epoch, :metrics, :storage_uri, :pack_id, :attempt, :seconds, :failed) "
+                "ON CONFLICT (cell, epoch) DO NOTHING"
+            ),
+            [{**asdict(s), "metrics": dump(s.metrics)} for s in scores],
+        )
 
     def _check_fence(self, tx: Connection, key: str, fence: int, *, alone: bool = False) -> None:
         check_fence(self._store, tx, key, fence, alone=alone)
+
+
+def _too_late(attempt: Attempt) -> str:
+    return (
+        f"Attempt {attempt.number} at pack {attempt.pack_id} came too late: a newer attempt took over. "
+        "Nothing more of it is recorded; nothing needs doing."
+    )
 
 
 def _is_held(launch: RowMapping, owner: Owner) -> bool:

@@ -60,6 +60,14 @@ class PackDone:
 
 
 @dataclass(frozen=True, slots=True)
+class MembersDone:
+    """These members of a queue have a score or a failure; others of it still train. Said twice, it comes to the same."""
+
+    pack_id: str
+    scores: Mapping[str, Known]
+
+
+@dataclass(frozen=True, slots=True)
 class PackLost:
     """The pack's process died as often as is allowed; its members have failed."""
 
@@ -82,7 +90,7 @@ class TimeUp:
     reason: str
 
 
-Event = PackDone | PackLost | PackStopped | TimeUp
+Event = PackDone | MembersDone | PackLost | PackStopped | TimeUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,19 +285,22 @@ class Machine:
         if isinstance(event, TimeUp):
             self._halt(event.reason)
             return
-        pack = self._running.pop(event.pack_id, None)
+        pack = self._running.get(event.pack_id)
         if pack is None:
             raise JournalError(f"Pack {event.pack_id} ended, but it was not running; nothing was changed.")
+        if not isinstance(event, MembersDone):
+            del self._running[event.pack_id]
+        rung = self._rungs[pack.group]
+        its_rung = rung.index == pack.rung  # else it was closed with the last member of this pack
+        open_ = [c for c in pack.cells if its_rung and c in rung.outstanding and c not in self._withdrawn]
         if isinstance(event, PackStopped):
-            for cell in pack.cells:
-                if cell not in self._withdrawn:
-                    self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
+            for cell in open_:
+                self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
             self._halt(event.reason)
             return
-        rung = self._rungs[pack.group]
-        for cell in pack.cells:
-            if cell in self._withdrawn:
-                continue
+        if isinstance(event, MembersDone):
+            open_ = [cell for cell in open_ if cell in event.scores]
+        for cell in open_:
             if isinstance(event, PackLost):
                 self._fail(rung, cell, event.reason)
             elif cell in event.scores:

@@ -341,6 +341,29 @@ def test_finish_attempt_twice_records_the_first_alone(journal: Journal) -> None:
     assert journal.cell_scores(["a", "b"]) == {("a", 3): score("a")}
 
 
+def test_record_scores_of_members_that_ended_stays_when_the_attempt_is_taken_over(journal: Journal) -> None:
+    got = claim(journal)
+    first = start(journal, got)
+    journal.record_scores(first, [score("a")])
+    assert journal.attempts(KEY)[0].state == "running"
+    second = start(journal, got)
+    with pytest.raises(FencedError, match="newer attempt"):
+        journal.record_scores(first, [score("b", value=0.9)])
+    journal.record_scores(second, [score("a", value=0.9), score("b")])
+    journal.finish_attempt(second, scores=[], metered_s=1, storage_uri="/s")
+    with pytest.raises(FencedError):
+        journal.record_scores(second, [score("c")])
+    assert journal.cell_scores(["a", "b", "c"]) == {("a", 3): score("a"), ("b", 3): score("b")}
+
+
+def test_record_scores_under_an_older_claim_records_nothing(journal: Journal) -> None:
+    attempt = start(journal, claim(journal, owner=ELSEWHERE, lease_s=-1))
+    claim(journal)
+    with pytest.raises(FencedError, match="taken over"):
+        journal.record_scores(attempt, [score("a")])
+    assert journal.cell_scores(["a"]) == {}
+
+
 def test_finish_attempt_that_cannot_be_written_whole_writes_nothing(journal: Journal) -> None:
     attempt = start(journal, claim(journal))
     wrong: Any = [score("a"), score("b", storage_uri=None)]

@@ -15,6 +15,7 @@ from tiltyard.sweep.brackets import brackets
 from tiltyard.sweep.halving import (
     Decision,
     Machine,
+    MembersDone,
     PackDone,
     PackLost,
     PackStopped,
@@ -98,6 +99,13 @@ class Run:
         self.machine.report(PackDone(pack.pack_id, scores))
         self.collect()
 
+    def tell(self, pack: StartPack, cells: Iterable[str]) -> None:
+        """Members of a queue have ended; the others still train."""
+        scores = {c: self.outcomes[c, pack.to_epoch] for c in cells}
+        self.known.update({(c, pack.to_epoch): s for c, s in scores.items()})
+        self.machine.report(MembersDone(pack.pack_id, scores))
+        self.collect()
+
     def lose(self, pack: StartPack) -> None:
         self.machine.report(PackLost(pack.pack_id, "killed"))
         self.collect()
@@ -172,6 +180,47 @@ def test_machine_with_packs_ending_in_any_order_comes_to_the_same(
     assert any_order.decisions == one_by_one.decisions
     assert sorted(p.pack_id for p in any_order.started) == sorted(p.pack_id for p in one_by_one.started)
     assert set(any_order.counts()) <= {"done", "stopped", "failed"}
+
+
+@given(sweep=sweeps(), data=st.data())
+def test_machine_told_of_members_as_they_end_comes_to_the_same(
+    sweep: tuple[list[Group], Outcomes, int], data: st.DataObject
+) -> None:
+    groups, outcomes, size = sweep
+    at_the_end = Run(groups, outcomes, size).to_the_end()
+    as_they_end = Run(groups, outcomes, size)
+    for _ in range(10_000):
+        while len(as_they_end.machine.running) < 3 and as_they_end.start() is not None:
+            pass
+        running = as_they_end.machine.running
+        if not running:
+            break
+        pack = running[data.draw(st.integers(0, len(running) - 1))]
+        if data.draw(st.booleans()):
+            as_they_end.tell(pack, data.draw(st.sets(st.sampled_from(pack.cells))))  # told again, too
+        else:
+            as_they_end.end(pack)
+    assert as_they_end.machine.done
+    assert as_they_end.states == at_the_end.states
+    assert as_they_end.decisions == at_the_end.decisions
+
+
+@given(sweep=sweeps(), data=st.data(), lost=st.booleans())
+def test_queue_that_is_lost_or_stopped_keeps_the_members_that_had_ended(
+    sweep: tuple[list[Group], Outcomes, int], data: st.DataObject, lost: bool
+) -> None:
+    run = Run(*sweep)
+    pack = run.start()
+    assert pack is not None
+    told = data.draw(st.sets(st.sampled_from(pack.cells)))
+    run.tell(pack, told)
+    before = {c: run.states[c] for c in told}
+    run.machine.report(PackLost(pack.pack_id, "killed") if lost else PackStopped(pack.pack_id, "stopped"))
+    left = set(pack.cells) - told
+    assert {run.states[c].state for c in left} <= ({"failed"} if lost else {"interrupted"})
+    assert all(run.states[c].score == before[c].score for c in told if before[c].state != "failed")
+    assert all(run.states[c].state != "failed" for c in told if before[c].state != "failed")
+    assert run.machine.running == ()
 
 
 @given(sweep=sweeps())

@@ -16,18 +16,23 @@ from ray import tune
 
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, TrialUpdate
+from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.control import Control
 from tiltyard.sweep.engine.layout import Layout
 from tiltyard.sweep.engine.lease import Lease
+from tiltyard.sweep.engine.packing import is_queued
 from tiltyard.sweep.engine.purse import Purse
+from tiltyard.sweep.engine.saving import ask_packs, save_s
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
 from tiltyard.sweep.engine.worker import Post, train_pack
-from tiltyard.sweep.halving import Machine, PackDone, PackLost, PackStopped, StartPack, TimeUp, TrialState
+from tiltyard.sweep.halving import Machine, MembersDone, PackDone, PackLost, PackStopped, StartPack, TimeUp, TrialState
 from tiltyard.sweep.plan import Group, Plan, Trial
 
 MAX_PACK_FAILURES = 2
 """A pack whose process dies is run again this often; then its members are failed with the reason."""
+LOOK_EVERY_S = 1.0
+"""The journal is asked this often which members of running queues have ended."""
 ENDED = frozenset({"done", "stopped", "failed", "interrupted"})
 
 
@@ -95,9 +100,11 @@ class SweepDriver:
         self._packs: dict[str, StartPack] = {}
         self._told: dict[str, str] = {}
         self._stopping: str | None = None
+        self._save_until = 0.0
         self.budget_ended = False
         """It was the experiment's own budget that ended the sweep early."""
         self._started = time.monotonic()
+        self._looked = self._started
         self._planned = plan.num_trials
         self._journal_decisions()
         self._sync()
@@ -111,8 +118,15 @@ class SweepDriver:
 
     @property
     def stopping(self) -> bool:
-        """Running packs are to be ended now."""
+        """The sweep ends: nothing new starts."""
         return self._stopping is not None
+
+    @property
+    def saving(self) -> bool:
+        """Running packs still have time to save what they have; after it they are ended."""
+        return time.monotonic() < self._save_until and any(
+            not is_queued(self._trials[start.cells[0]].model) for start in self._packs.values()
+        )
 
     @property
     def stop_reason(self) -> str | None:
@@ -165,13 +179,15 @@ class SweepDriver:
         found = self.journal.cell_scores(start.cells, [start.to_epoch])
         complete = all((c, start.to_epoch) in found or self.machine.is_withdrawn(c) for c in start.cells)
         self._known.update(found)
+        scores = {cell: score for (cell, _), score in found.items()}
         if complete:
-            self.machine.report(PackDone(pack_id, {cell: score for (cell, _), score in found.items()}))
-        elif self.stopping:
-            self.machine.report(PackStopped(pack_id, self._stopping or ""))
+            self.machine.report(PackDone(pack_id, scores))
         else:
-            self.machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
-        if not complete:
+            self.machine.report(MembersDone(pack_id, scores))  # what a queue had done before it was ended is done
+            if self.stopping:
+                self.machine.report(PackStopped(pack_id, self._stopping or ""))
+            else:
+                self.machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
             self._meter_last_attempt(pack_id)
         self._purse.ended(pack_id)
         self.take_in()
@@ -199,13 +215,33 @@ class SweepDriver:
         if self._stopping is None:
             if (asked := self._stop_requested()) is not None:
                 self._stop(asked)
+                self._save_until = now + save_s(asked)
+                ask_packs(self.journal, self.claim, self.experiment.name, asked)
             elif (reason := self._over_budget(now)) is not None:
                 self._stop(reason, by_budget=True)
             elif (reason := self._purse.tick()) is not None:
                 self._stop(reason, by_budget=not self._purse.by_team)
             elif self._control.look(self.machine):
                 self.take_in()
+        if now - self._looked >= LOOK_EVERY_S:
+            self._looked = now
+            self._take_members()
         self._watch(self.snapshot())
+
+    def _take_members(self) -> None:
+        """Members of running queues that have ended are ranked, shown and tracked at once."""
+        changed = False
+        for start in self._packs.values():
+            if not is_queued(self._trials[start.cells[0]].model):
+                continue
+            left = [cell for cell in start.cells if (cell, start.to_epoch) not in self._known]
+            found = self.journal.cell_scores(left, [start.to_epoch])
+            if found:
+                changed = True
+                self._known.update(found)
+                self.machine.report(MembersDone(start.pack_id, {cell: score for (cell, _), score in found.items()}))
+        if changed:
+            self.take_in()
 
     def _stop(self, reason: str, *, by_budget: bool = False) -> None:
         self._stopping, self.budget_ended = reason, by_budget
@@ -322,7 +358,7 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
     """Lets Ray Tune run the driver's packs until the machine is done or the sweep is stopped."""
     resources = driver.experiment.resources
     trainable = tune.with_resources(
-        tune.with_parameters(train_pack, post=post), {"CPU": resources.cpus, "GPU": resources.gpus}
+        tune.with_parameters(train_pack, post=post), asked(resources, groups_of(os.environ))
     )
     quiet()
     tune.Tuner(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tiltyard.errors import TrainingError
+from tiltyard.errors import TiltyardError, TrainingError
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.layout import Storage
+from tiltyard.sweep.engine.packing import is_queued
+from tiltyard.telemetry.logs import bound
 from tiltyard.types import OWN_TRAINING
 
 if TYPE_CHECKING:
@@ -53,20 +55,44 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
     curve: dict[str, list[Any]] = field(default_factory=dict)
     data_wait_s: float = 0.0
+    rows: int = 0
+    """Rows that training steps took, once for all members."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By cell, where members ran one after another; members that step together share the pack's."""
     withdrawn: set[str] = field(default_factory=set)
     """Members that were not trained to the end because a person stopped them."""
+    saved: bool = False
+    """The sweep ends: the pack was left whole at an epoch before its last, with its curves up to there."""
 
     def add_point(self, cell: str, epoch: int, train_loss: float, metrics: Mapping[str, float]) -> None:
         """Appends one row of the curves; ``epoch`` counts finished epochs, so the first is 1."""
         for name, value in {"cell": cell, "epoch": epoch, "train_loss": train_loss, **metrics}.items():
             self.curve.setdefault(name, []).append(value)
 
+    def join(self, other: Outcome) -> None:
+        """Takes over what is in another one, of other cells."""
+        self.scores |= other.scores
+        self.failed |= other.failed
+        self.seconds |= other.seconds
+        self.withdrawn |= other.withdrawn
+        self.data_wait_s += other.data_wait_s
+        self.rows += other.rows
+        for name, values in other.curve.items():
+            self.curve.setdefault(name, []).extend(values)
+
+    def write_curves(self, folder: Path) -> None:
+        """Leaves the curves in a folder, as `CURVES`."""
+        pq.write_table(pa.table(self.curve or {"cell": [], "epoch": []}), folder / CURVES)
+
 
 OnEpoch = Callable[[int], None]
 Withdrawn = Callable[[], Collection[str]]
 """Which cells a person has stopped; asked often, so it is to look seldom."""
+Keep = Callable[[str, Outcome], AbstractContextManager[Path]]
+"""A folder for one member of a queue; when the block ends without an error, what is in the folder and how the member did
+(the outcome, filled by then) are kept."""
+Member = Callable[[str], AbstractContextManager[tuple[Outcome, Path]]]
+"""One member of a queue: where it says how it did, and where it leaves its files."""
 
 
 def batch_size_of(assignment: Assignment) -> int:
@@ -86,6 +112,9 @@ def execute(
     withdrawn: Withdrawn = tuple,
     trial_s: float | None = None,
     chunk: int | None = None,
+    keep: Keep | None = None,
+    saving: Callable[[], bool] = lambda: False,
+    saved: str | None = None,
 ) -> Outcome:
     """Trains the assignment's members and leaves checkpoint and curves in ``folder``.
 
@@ -100,6 +129,9 @@ def execute(
         withdrawn: Cells that a person has stopped: a pack of nothing else ends, a queue leaves them out.
         trial_s: The most seconds that a trial of a user's own training may take.
         chunk: Most members of a pack that step together in memory; None chooses.
+        keep: Keeps each member of a queue as it ends, in a folder of its own; where None, all of them are left in ``folder``.
+        saving: Whether a pack is to save what it has and end; asked after each epoch.
+        saved: Where an earlier attempt did so: the pack goes on from there.
 
     Raises:
         TrainingError: If the assignment cannot be trained at all; a member that diverges is an entry in ``failed``.
@@ -109,16 +141,35 @@ def execute(
             f"{assignment.dataset} has {train.num_rows} training and {validation.num_rows} validation rows; "
             "both are wanted. Change the split's fractions, or commit more rows."
         )
+    if not is_queued(assignment.model):
+        outcome = Outcome()
+        pack = _open_saved(saved, assignment, storage, device, chunk, outcome) if saved is not None else None
+        if pack is None:
+            pack = _open_pack(assignment, storage, device, chunk)
+        _pack(assignment, pack, train, validation, folder, on_epoch, withdrawn, saving, outcome)
+        outcome.write_curves(folder)
+        return outcome
+    outcome = Outcome()
+
+    @contextmanager
+    def member(cell: str) -> Iterator[tuple[Outcome, Path]]:
+        began, part = time.perf_counter(), Outcome()
+        with nullcontext(folder) if keep is None else keep(cell, part) as place:
+            with bound(trial=cell[:12]):
+                yield part, place
+            part.seconds[cell] = time.perf_counter() - began
+            if keep is not None:
+                part.write_curves(place)
+        outcome.join(part)
+
     if assignment.model.startswith(OWN_TRAINING):
         from tiltyard.sweep.engine.own import run_own
 
-        outcome = run_own(assignment, train, validation, Outcome(), on_epoch, withdrawn=withdrawn, trial_s=trial_s)
-    elif assignment.model == "lightgbm":
-        outcome = _queue(assignment, train, validation, storage, folder, on_epoch, withdrawn)
+        run_own(assignment, train, validation, member, on_epoch, withdrawn=withdrawn, trial_s=trial_s)
     else:
-        pack = _open_pack(assignment, storage, device, chunk)
-        outcome = _pack(assignment, pack, train, validation, folder, on_epoch, withdrawn)
-    pq.write_table(pa.table(outcome.curve or {"cell": [], "epoch": []}), folder / CURVES)
+        _queue(assignment, train, validation, storage, member, on_epoch, withdrawn)
+    if keep is None:
+        outcome.write_curves(folder)
     return outcome
 
 
@@ -130,15 +181,17 @@ def _pack(
     folder: Path,
     on_epoch: OnEpoch,
     withdrawn: Withdrawn,
-) -> Outcome:
-    """Members that step together."""
-    outcome = Outcome()
+    saving: Callable[[], bool],
+    outcome: Outcome,
+) -> None:
+    """Members that step together, from where the pack stands."""
     x, y = validation.all()
     x, y = x.to(pack.device), y.to(pack.device)
-    for epoch in range(assignment.from_epoch, assignment.to_epoch):
+    for epoch in range(pack.epoch, assignment.to_epoch):
         batches = _Timed(train.epoch(epoch))
         losses = pack.train_epoch(batches, steps_per_epoch=train.steps_per_epoch)
         outcome.data_wait_s += batches.waited_s
+        outcome.rows += batches.rows
         scores = pack.score(x, y, assignment.metrics)
         for i, member in enumerate(pack.members):
             outcome.add_point(
@@ -147,13 +200,39 @@ def _pack(
         on_epoch(epoch + 1)
         if set(assignment.cells) <= set(withdrawn()):
             outcome.withdrawn |= set(assignment.cells)
-            return outcome
+            return
+        if epoch + 1 < assignment.to_epoch and saving():
+            pack.save(folder)
+            outcome.saved = True
+            return
     failed = pack.failures()
     for i, member in enumerate(pack.members):
         metrics = {name: float(values[i]) for name, values in scores.items()}
         _judge(outcome, member.name, metrics, failed.get(member.name))
     pack.save(folder)
-    return outcome
+
+
+def _open_saved(
+    uri: str, assignment: Assignment, storage: Storage, device: str, chunk: int | None, outcome: Outcome
+) -> Pack | None:
+    """The pack as an earlier attempt left it in the middle of the rung; its curves up to there go into ``outcome``.
+
+    None where it is not there any more: the rung then begins anew.
+    """
+    from tiltyard.training import Pack
+
+    try:
+        with storage.reading(uri) as folder:
+            pack = Pack.load(folder, names=assignment.cells, device=device, chunk=chunk)
+            points = pq.read_table(folder / CURVES).to_pylist()
+    except (OSError, TiltyardError, pa.ArrowException):
+        return None
+    cells = set(assignment.cells)
+    for point in points:
+        if point["cell"] in cells:
+            for name, value in point.items():
+                outcome.curve.setdefault(name, []).append(value)
+    return pack
 
 
 def _open_pack(assignment: Assignment, storage: Storage, device: str, chunk: int | None) -> Pack:
@@ -210,38 +289,35 @@ def _queue(
     train: Feed,
     validation: Feed,
     storage: Storage,
-    folder: Path,
+    member: Member,
     on_epoch: OnEpoch,
     withdrawn: Withdrawn,
-) -> Outcome:
+) -> None:
     """Members that cannot share a step: one after another, each with its own files."""
     from tiltyard.models.lightgbm import LightGBMTrial
 
-    outcome = Outcome()
     x, y = (t.numpy() for t in train.all())
     x_val, y_val = (t.numpy() for t in validation.all())
     for done, seat in enumerate(assignment.seats, start=1):
-        if seat.cell in withdrawn():
-            outcome.withdrawn.add(seat.cell)
-            continue
-        start = time.perf_counter()
-        try:
-            if assignment.from_epoch == 0:
-                trial = LightGBMTrial(
-                    seat.config, task=assignment.task, num_outputs=assignment.num_outputs, seed=seat.seed
-                )
-            else:
-                with storage.reading(_source(seat, assignment)) as source:
-                    trial = LightGBMTrial.load(source / seat.cell)
-            for point in trial.train(x, y, x_val, y_val, to_epoch=assignment.to_epoch, metrics=assignment.metrics):
-                outcome.add_point(seat.cell, point.epoch, point.train_loss, point.metrics)
-            trial.save(folder / seat.cell)
-            _judge(outcome, seat.cell, dict(point.metrics), None)
-        except TrainingError as error:
-            outcome.failed[seat.cell] = str(error)
-        outcome.seconds[seat.cell] = time.perf_counter() - start
+        with member(seat.cell) as (outcome, folder):
+            if seat.cell in withdrawn():
+                outcome.withdrawn.add(seat.cell)
+                continue
+            try:
+                if assignment.from_epoch == 0:
+                    trial = LightGBMTrial(
+                        seat.config, task=assignment.task, num_outputs=assignment.num_outputs, seed=seat.seed
+                    )
+                else:
+                    with storage.reading(_source(seat, assignment)) as source:
+                        trial = LightGBMTrial.load(source / seat.cell)
+                for point in trial.train(x, y, x_val, y_val, to_epoch=assignment.to_epoch, metrics=assignment.metrics):
+                    outcome.add_point(seat.cell, point.epoch, point.train_loss, point.metrics)
+                trial.save(folder / seat.cell)
+                _judge(outcome, seat.cell, dict(point.metrics), None)
+            except TrainingError as error:
+                outcome.failed[seat.cell] = str(error)
         on_epoch(assignment.from_epoch + (assignment.to_epoch - assignment.from_epoch) * done // len(assignment.seats))
-    return outcome
 
 
 def _judge(outcome: Outcome, cell: str, metrics: dict[str, float], reason: str | None) -> None:
@@ -256,11 +332,12 @@ def _judge(outcome: Outcome, cell: str, metrics: dict[str, float], reason: str |
 
 
 class _Timed:
-    """Counts the seconds that the consumer of an iterator waits for it."""
+    """Counts the seconds that the consumer of an iterator waits for it, and the rows it gets."""
 
     def __init__(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._batches = iter(batches)
         self.waited_s = 0.0
+        self.rows = 0
 
     def __iter__(self) -> _Timed:
         return self
@@ -268,7 +345,9 @@ class _Timed:
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         start = time.perf_counter()
         try:
-            return next(self._batches)
+            batch = next(self._batches)
+            self.rows += len(batch[0])
+            return batch
         finally:
             self.waited_s += time.perf_counter() - start
 

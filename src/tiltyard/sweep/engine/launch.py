@@ -40,6 +40,8 @@ from tiltyard.sweep.halving import Machine, TrialState
 from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
 from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, order_dependent, plan
 from tiltyard.sweep.preflight import check_placement
+from tiltyard.telemetry import logs
+from tiltyard.telemetry.traces import environment
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, drain_leftover
 from tiltyard.types import trains_itself
 
@@ -127,6 +129,7 @@ def launch(
     settings.ensure_home()
     store = DatasetStore(settings.data_uri)
     prepared, facts = prepare(experiment, store)
+    logs.personal(_personal(prepared))
     the_plan = plan(experiment, facts, code_digest=code_digest)
     if not _is_finished(settings, the_plan.key):
         check_models(the_plan.trials)
@@ -432,6 +435,9 @@ class _Launch:
             trial_s=self.experiment.budget.trial_s,
             import_paths=import_paths(),
             sizes=sizes,
+            trace=environment(),
+            experiment=self.experiment.name,
+            personal=_personal(self.prepared),
         )
 
     def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:
@@ -558,3 +564,9 @@ class _Launch:
             run_ids=run_ids,
             tracker=tracker,
         )
+
+
+def _personal(prepared: Mapping[str, Prepared]) -> tuple[str, ...]:
+    """Columns whose values stay out of logs: keys, which name a person or a thing, and sensitive ones."""
+    specs = [p.version.spec for p in prepared.values()]
+    return tuple(sorted({c for spec in specs for c in (*spec.keys, *spec.sensitive)}))

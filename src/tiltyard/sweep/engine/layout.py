@@ -7,6 +7,7 @@
         packs/<pack id, @ as />/          a folder for the variant, in it one for the dataset, ...
             assignment.json               which members, from which epoch to which, and where their parameters come from
             a<attempt>/                   checkpoint and curves of one attempt; complete once the journal says so
+                <first 16 of a cell>/     in a queue, those of one trial each
         leaderboard.json
         finalists.json                    how the finalists did on the test rows: confusion and calibration, no row of them
         report.html

@@ -30,7 +30,7 @@ from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
 
 if TYPE_CHECKING:
-    from tiltyard.sweep.engine.execute import Feed, Outcome
+    from tiltyard.sweep.engine.execute import Feed, Member, Outcome
 
 PARAMETERS = ("config", "data", "report")
 _POLL_S = 0.2
@@ -161,13 +161,13 @@ def run_own(
     assignment: Assignment,
     train: Feed,
     validation: Feed,
-    outcome: Outcome,
+    member: Member,
     on_epoch: Callable[[int], None],
     *,
     withdrawn: Callable[[], Collection[str]] = tuple,
     trial_s: float | None = None,
-) -> Outcome:
-    """Trains each seat from epoch 0; scores, failures and curves go into ``outcome``.
+) -> None:
+    """Trains each seat from epoch 0; scores, failures and curves go into what ``member`` gives for it.
 
     One that a person stops, or that takes longer than ``trial_s``, is ended with all that it started.
     """
@@ -177,11 +177,9 @@ def run_own(
                 np.save(Path(name) / f"{what}_{split}.npy", tensor.numpy())
         with Child(Path(name)) as child:
             for done, seat in enumerate(assignment.seats, start=1):
-                began = time.perf_counter()
-                _run_seat(child, assignment, seat, outcome, withdrawn, trial_s)
-                outcome.seconds[seat.cell] = time.perf_counter() - began
+                with member(seat.cell) as (outcome, _):
+                    _run_seat(child, assignment, seat, outcome, withdrawn, trial_s)
                 on_epoch(assignment.to_epoch * done // len(assignment.seats))
-    return outcome
 
 
 def _run_seat(

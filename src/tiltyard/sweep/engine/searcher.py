@@ -30,7 +30,11 @@ class Conductor(Protocol):
 
     @property
     def stopping(self) -> bool:
-        """Running packs are to be ended now."""
+        """The sweep ends: nothing new starts."""
+
+    @property
+    def saving(self) -> bool:
+        """Running packs still have time to save what they have; after it they are ended."""
 
 
 class Led:
@@ -113,4 +117,4 @@ class StopNow(Led, Stopper):
 
     def stop_all(self) -> bool:
         """True once the whole sweep is to stop."""
-        return self._conductor.stopping
+        return self._conductor.stopping and not self._conductor.saving

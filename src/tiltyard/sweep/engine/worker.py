@@ -7,23 +7,31 @@ epoch and that the worker is alive, nothing else.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from tiltyard.data.stream import open_feed
 from tiltyard.errors import ModelError, SpecError, TrainingError
-from tiltyard.journal import CellScore, Claim, Journal
+from tiltyard.journal import Attempt, CellScore, Claim, Journal
 from tiltyard.sweep.engine import memory
 from tiltyard.sweep.engine.assignment import Assignment
-from tiltyard.sweep.engine.execute import Outcome, batch_size_of, execute
+from tiltyard.sweep.engine.execute import Keep, Outcome, batch_size_of, execute
 from tiltyard.sweep.engine.layout import Layout, Storage
+from tiltyard.sweep.engine.packing import is_queued
+from tiltyard.sweep.engine.saving import Saving, saved_by
+from tiltyard.telemetry import logs
+from tiltyard.telemetry.instruments import counter
+from tiltyard.telemetry.traces import PARENT_ENV, adopt, span
 
 LOOK_EVERY_S = 2.0
 """The journal is asked at most this often whether a person has stopped trials."""
@@ -48,6 +56,9 @@ class Post:
         trial_s: The most seconds that a trial of a user's own training may take.
         import_paths: Where the driver finds the user's modules; Ray hands on its working directory alone.
         sizes: What `tiltyard.training.calibrate` found for this kind of device; None takes what is shipped.
+        trace: `tiltyard.telemetry.traces.environment` of the sweep; empty where traces are off.
+        experiment: Its name, for log lines.
+        personal: Columns whose values log lines do not show.
     """
 
     claim: Claim
@@ -62,6 +73,9 @@ class Post:
     trial_s: float | None = None
     import_paths: tuple[str, ...] = ()
     sizes: Mapping[str, Any] | None = None
+    trace: Mapping[str, str] = field(default_factory=dict)
+    experiment: str = ""
+    personal: tuple[str, ...] = ()
 
 
 def import_paths() -> tuple[str, ...]:
@@ -78,6 +92,15 @@ def _journal(uri: str) -> Journal:
 
 def train_pack(config: dict[str, Any], post: Post) -> None:
     """Trains the pack named in ``config["pack"]``; Ray Tune runs this in a reused actor."""
+    logs.setup(level=logging.WARNING)
+    logs.personal(post.personal)
+    adopt(post.trace)
+    about = {"experiment": post.experiment, "pack": config["pack"]}
+    with logs.bound(**about), span("pack", parent=post.trace.get(PARENT_ENV, ""), **about):
+        _train_assigned(config, post)
+
+
+def _train_assigned(config: dict[str, Any], post: Post) -> None:
     import torch
 
     started = time.monotonic()
@@ -91,6 +114,9 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
         chunk = memory.chunk_of(assignment, post.device, post.sizes, halved)
     except Exception:  # of a user's model: the attempt will meet it again and record it
         chunk = None
+    saved = (
+        None if is_queued(assignment.model) else saved_by(journal, post.claim.key, assignment.pack_id, assignment.cells)
+    )
     attempt = journal.start_attempt(
         post.claim,
         assignment.pack_id,
@@ -101,6 +127,7 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
             "members": len(assignment.seats),
             "chunk": chunk,
             "halved": halved,
+            "goes_on_from": saved,
             "pid": os.getpid(),
             "unpaid_since": _METER.unpaid_since(post),  # whoever must charge for this process, should it die
         },
@@ -111,20 +138,34 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
     uri = layout.attempt(assignment.pack_id, attempt.number)
     try:
         stopped = _Stopped(journal, post.claim.key)
-        outcome = _train(assignment, post, layout.storage, uri, report, stopped, chunk)
+        left, keep = assignment, None
+        if is_queued(assignment.model):  # its members are recorded one by one; what an earlier attempt did is done
+            known = journal.cell_scores(assignment.cells, [assignment.to_epoch])
+            seats = tuple(s for s in assignment.seats if (s.cell, assignment.to_epoch) not in known)
+            left, keep = replace(assignment, seats=seats), _keeper(journal, attempt, assignment, layout.storage, uri)
+        outcome = _train(
+            left, post, layout.storage, uri, report, stopped, chunk, keep, Saving(journal, post.claim), saved
+        )
     except Exception as error:
         journal.fail_attempt(attempt, memory.reason(error), metered_s=time.monotonic() - started)
         _METER.charge(journal, post)
         if isinstance(error, (SpecError, ModelError, TrainingError)):
             return  # it would fail again as it did: the driver reads the reason from the journal and goes on
         raise
+    if outcome.saved:
+        journal.save_attempt(attempt, metered_s=time.monotonic() - started, storage_uri=uri)
+        _METER.charge(journal, post)
+        return
     journal.finish_attempt(
         attempt,
-        scores=_cell_scores(assignment, outcome, uri, attempt.number, time.monotonic() - started),
+        scores=_cell_scores(assignment, outcome, uri, attempt.number, time.monotonic() - started)
+        if keep is None
+        else (),
         metered_s=time.monotonic() - started,
         storage_uri=uri,
     )
     _METER.charge(journal, post)
+    _count(assignment, outcome, time.monotonic() - started)
     tune.report({"epoch": assignment.to_epoch, "wait_s": outcome.data_wait_s})
 
 
@@ -136,7 +177,12 @@ def _train(
     report: _Reporter,
     stopped: _Stopped,
     chunk: int | None,
+    keep: Keep | None,
+    saving: Saving,
+    saved: str | None,
 ) -> Outcome:
+    if not assignment.seats:
+        return Outcome()
     handle = post.splits[assignment.dataset]
     common: dict[str, Any] = {
         "batch_size": batch_size_of(assignment),
@@ -155,7 +201,24 @@ def _train(
             withdrawn=stopped,
             trial_s=post.trial_s,
             chunk=chunk,
+            keep=keep,
+            saving=saving,
+            saved=saved,
         )
+
+
+def _keeper(journal: Journal, attempt: Attempt, assignment: Assignment, storage: Storage, uri: str) -> Keep:
+    """Keeps each member of a queue as it ends: its files in storage, then its completion in the journal."""
+
+    @contextmanager
+    def keep(cell: str, part: Outcome) -> Iterator[Path]:
+        place, began = f"{uri}/{cell[:16]}", time.monotonic()
+        with storage.writing(place) as folder:
+            yield folder
+        its = replace(assignment, seats=tuple(s for s in assignment.seats if s.cell == cell))
+        journal.record_scores(attempt, _cell_scores(its, part, place, attempt.number, time.monotonic() - began))
+
+    return keep
 
 
 def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: int, pack_s: float) -> list[CellScore]:
@@ -173,6 +236,20 @@ def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: in
         for cell in assignment.cells
         if cell not in outcome.withdrawn
     ]
+
+
+@lru_cache(maxsize=3)
+def _counter(name: str) -> Any:
+    return counter(f"tiltyard_training_{name}")
+
+
+def _count(assignment: Assignment, outcome: Outcome, seconds: float) -> None:
+    """Adds a pack to what this process exports of training."""
+    labels = {"dataset": assignment.dataset}
+    amounts = {"rows": outcome.rows, "seconds": seconds, "data_wait_seconds": outcome.data_wait_s}
+    for name, amount in amounts.items():
+        if amount > 0:  # a counter of Ray's takes no zero
+            _counter(name).inc(amount, labels)
 
 
 class _Meter:
