@@ -351,11 +351,25 @@ def test_evaluation_killed_and_then_left_without_serve_is_taken_over_and_counts_
     assert all(np.isfinite(outputs_of(p)).all() for p in parts)
 
 
-def test_rows_that_are_new_leave_out_those_that_the_model_was_trained_on(stage: Stage, done: list[Done]) -> None:
+def test_rows_that_are_new_leave_out_those_the_model_was_trained_on_and_a_version_without_files_fails_by_itself(
+    stage: Stage, done: list[Done]
+) -> None:
+    stage.store.commit("grown", table(100, 41), spec=SPEC)
+    lost = stage.store.resolve("grown")
+    for file in lost.files:
+        Path((Place.of(lost.uri) / file.path).path).unlink()
     both = pa.concat_tables([table(ROWS, 1), table(100, 21)])
-    stage.store.commit("grown", both, spec=SPEC)
+    stage.store.commit("grown", both)
     spec = replace(EVALUATION, dataset="grown", rows="new", slices=())
-    champion, challenger = (d.result for d in evaluate(stage.settings, spec) if d.pair.version.name == "grown")
+    found = [d for d in evaluate(stage.settings, spec) if d.pair.version.name == "grown"]
+    assert [(d.pair.version.version, d.outcome) for d in found] == [
+        (1, "failed"),
+        (1, "failed"),
+        (2, "new"),
+        (2, "new"),
+    ]
+    assert all(d.reason for d in found[:2])
+    champion, challenger = (d.result for d in found[2:])
     assert champion is not None
     assert challenger is not None
     trained = stage.store.resolve("small@1").split_rows["train"]
@@ -382,26 +396,6 @@ def test_version_that_was_deleted_is_left_out_of_the_plan_and_its_successor_is_i
     planned = [p.version.version for group in groups for p in group if p.version.name == "gone"]
     assert planned == [v.version for v in stage.store.history("gone")]
     assert 1 not in planned
-
-
-def test_version_whose_files_are_gone_fails_by_itself_and_is_evaluated_once_they_are_back(
-    stage: Stage, done: list[Done]
-) -> None:
-    stage.store.commit("lost", table(100, 41), spec=SPEC)
-    spec = replace(EVALUATION, dataset="lost", models=("s.small@1",), rows="all", slices=())
-    version = stage.store.resolve("lost")
-    files = [Path((Place.of(version.uri) / f.path).path) for f in version.files]
-    for file in files:
-        file.rename(file.with_suffix(".away"))
-    first = evaluate(stage.settings, spec)
-    assert [d.outcome for d in first] == ["finished", "failed"]
-    assert first[-1].reason
-    for file in files:
-        file.with_suffix(".away").rename(file)
-    again = evaluate(stage.settings, spec)[-1]
-    assert again.outcome == "new"
-    assert again.result is not None
-    assert again.result.scored.rows == 100
 
 
 def test_claim_that_another_process_holds_is_left_to_it(stage: Stage, done: list[Done]) -> None:

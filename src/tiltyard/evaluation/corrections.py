@@ -28,8 +28,12 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def cauchy(p: Sequence[float]) -> float:
+def cauchy(p: Sequence[float], weights: Sequence[float] | None = None) -> float:
     """One p-value of several that ask about the same thing; 1 where there are none.
+
+    Args:
+        p: The p-values.
+        weights: How much each is believed to find, fixed before they were seen; equal ones where None.
 
     >>> round(cauchy([0.01, 0.01]), 6)
     0.01
@@ -40,5 +44,6 @@ def cauchy(p: Sequence[float]) -> float:
         return p[0]
     # below 1e-15 the tangent loses its digits; 1 / (p pi) is its limit
     terms = [1 / (max(v, _LEAST) * math.pi) if v < 1e-15 else math.tan((0.5 - min(v, _MOST)) * math.pi) for v in p]
-    mean = sum(terms) / len(terms)
+    shares = weights or [1.0] * len(p)
+    mean = sum(w * t for w, t in zip(shares, terms, strict=True)) / sum(shares)
     return 1 / (mean * math.pi) if mean > 1e15 else max(0.0, 0.5 - math.atan(mean) / math.pi)

@@ -7,8 +7,8 @@ number of them takes a few kilobytes, and folds of parts add up. Then each colum
   rows that would have to change their cell (total variation, less what chance moves in samples of these sizes); **ks**,
   the largest difference of the two cumulative shares (Kolmogorov-Smirnov, at the edges of the cells);
 - p-values by Kolmogorov-Smirnov, by chi-square over cells, by the one category that moved most, and of the share of missing
-  values; they are combined into one a column (`corrections.cauchy`) and corrected for the number of columns (Holm; numbers
-  and categories each get half of ``alpha``).
+  values; they are combined into one a column (`corrections.cauchy`) and corrected for the number of columns (Holm; of
+  ``alpha`` categories get `CATEGORY_ALPHA`, numbers the rest).
 
 A column has *drifted* where its corrected p-value is at most ``alpha`` **and** ``moved`` (or the change of the missing
 share) is at least ``least_effect``: at ten million rows everything is significant, at a hundred everything moves. The
@@ -33,10 +33,14 @@ from tiltyard.data.profile import LEAST_ROWS, ColumnProfile, category
 from tiltyard.data.profile import _numbers as numbers_of
 from tiltyard.evaluation.corrections import cauchy, holm
 
-ALPHA = 0.05
-"""Chance of any false alarm in one version."""
+ALPHA = 0.04
+"""Chance of any false alarm in one version, at most."""
 LEAST_EFFECT = 0.01
 """Share of rows that must have moved for a difference to matter."""
+CATEGORY_ALPHA = 0.8
+"""Share of ``alpha`` that categories get where there are numbers too. A shift of numbers is seen long before it matters."""
+TEST_WEIGHTS = {"one_category": 3.0}
+"""How much a test counts among those of a column, 1 where it does not stand here: what moves is a category, as a rule."""
 LEAST_EXPECTED = 5.0
 """Rows a cell of a chi-square test must expect; cells with fewer are joined."""
 MOST_NEW = 1_000
@@ -217,14 +221,15 @@ class DriftFold:
 def _adjusted(columns: Iterable[ColumnDrift]) -> dict[str, float]:
     """Corrected p-values of the columns that were tested.
 
-    Numbers and categories each get an equal part of ``alpha``: a few categories, whose small moves are the hardest to see,
-    do not pay for a great many numbers, nor the reverse.
+    Numbers and categories get parts of ``alpha`` of their own (`CATEGORY_ALPHA`): a few categories, whose small moves are the
+    hardest to see, do not pay for a great many numbers.
     """
     groups: dict[bool, dict[str, float]] = {}
     for c in columns:
         if c.p_values:
             groups.setdefault(c.kind == "category", {})[c.column] = c.p
-    return {n: min(1.0, len(groups) * v) for group in groups.values() for n, v in holm(group).items()}
+    parts = {True: CATEGORY_ALPHA, False: 1 - CATEGORY_ALPHA} if len(groups) > 1 else dict.fromkeys(groups, 1.0)
+    return {n: min(1.0, v / parts[kind]) for kind, group in groups.items() for n, v in holm(group).items()}
 
 
 def _with(column: ColumnDrift, **changes: Any) -> ColumnDrift:
@@ -356,11 +361,15 @@ def _compared(name: str, before: ColumnProfile, now: _Gaps) -> ColumnDrift:
         p["missing"] = _share_p(before_missing, before.count, now.missing, now.rows)
     if isinstance(now, _Numbers | _Categories):
         if now.rows == now.missing:
-            return _with(found, note=found.note or "all values are missing", p_values=p, p=cauchy(list(p.values())))
+            return _with(found, note=found.note or "all values are missing", p_values=p, p=_together(p))
         measured, more = _shapes(before, now)
         p |= more
         found = _with(found, **measured)
-    return _with(found, p_values=p, p=cauchy(list(p.values())))
+    return _with(found, p_values=p, p=_together(p))
+
+
+def _together(p: Mapping[str, float]) -> float:
+    return cauchy(list(p.values()), [TEST_WEIGHTS.get(name, 1.0) for name in p])
 
 
 def _width(profile: ColumnProfile) -> int:
