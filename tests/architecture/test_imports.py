@@ -40,7 +40,7 @@ ENGINE_HOMES: dict[str, tuple[str, ...]] = {
     "ray.serve": ("serving/deployment.py", "serving/replicas.py", "serving/client.py"),
     "ray.job_submission": ("submit/ray_jobs.py",),
     "mlflow": ("tracking/mlflow_runs.py", "registry/mlflow_registry.py"),
-    "deltalake": ("data/store.py", "data/stream.py"),
+    "deltalake": ("data/deltatable.py",),
     "sqlalchemy": ("journal",),
     "kubernetes": ("kuberay/client.py",),
     "grafana_client": ("telemetry/grafana.py",),

@@ -13,7 +13,6 @@ after it is finished by the next reader, who copies the record into ``versions/`
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -26,12 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
-from deltalake.transaction import AddAction, CommitProperties, RemoveAction, create_table_with_add_actions
 
 from tiltyard.data import cards, deltalog, lifecycle, order, parquet, rows, sources, splits
 from tiltyard.data import profile as profiling
+from tiltyard.data.deltatable import DatasetTable
 from tiltyard.data.places import Place, json_bytes
 from tiltyard.data.prepare import Prepared, conform, prepare, run_checks
 from tiltyard.data.versions import (
@@ -53,14 +50,6 @@ from tiltyard.types import check_name
 
 RETRIES = 64
 """Times a commit is computed anew after somebody else's came first."""
-_FOREVER = {
-    "delta.logRetentionDuration": "interval 36500 days",
-    "delta.enableExpiredLogCleanup": "false",
-    # another engine's VACUUM would otherwise remove the files of older versions a week after a newer one came
-    "delta.deletedFileRetentionDuration": "interval 36500 days",
-    # nor may its OPTIMIZE write least and greatest values of columns into the log: they would outlive a person's deletion
-    "delta.dataSkippingNumIndexedCols": "0",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +201,7 @@ class DatasetStore:
 
     def current_files(self, name: str) -> set[str]:
         """Files of the newest Delta version, relative to the table: other than a version's own after a compaction."""
-        delta = self._delta(name)
-        return set() if delta is None else set(pa.table(delta.get_add_actions())["path"].to_pylist())
+        return self._table(name).files()
 
     # ---- writing -------------------------------------------------------------------------------------------------
 
@@ -288,11 +276,7 @@ class DatasetStore:
 
     def fence(self, name: str) -> None:
         """Adds an empty entry to the Delta log: whoever prepares a commit on what was there before must look again."""
-        delta = self._delta(name)
-        if delta is not None:
-            said = CommitProperties(custom_metadata={"tiltyard.fence": "deletion"}, max_commit_retries=0)
-            with contextlib.suppress(CommitFailedError):  # somebody else's entry came just now, and is as good
-                delta.create_write_transaction([], "append", delta.schema(), [rows.SPLIT], commit_properties=said)
+        self._table(name).fence()
 
     def _filesystem_for(self, source: Any) -> Any:
         is_s3 = isinstance(source, str) and source.startswith("s3://")
@@ -313,7 +297,7 @@ class DatasetStore:
         based_on: int | None = -1
         written = _Written()
         for attempt in range(RETRIES):
-            delta = self._delta(name)
+            at = self._table(name)
             versions = self.versions(name)
             head = newest(versions)
             number = head.version if head else 0
@@ -350,7 +334,7 @@ class DatasetStore:
                 profile_path=written.profile_path,
                 profile_sha256=written.profile_sha256,
             )
-            done = self._try_commit(name, draft, delta, prepared)
+            done = self._try_commit(name, draft, at, prepared)
             if done is not None:
                 return Commit(version=done, created=True)
             time.sleep(min(0.5, 0.01 * 2**attempt) * np.random.default_rng().random())
@@ -360,11 +344,8 @@ class DatasetStore:
             "published. Try again when fewer writers are at it."
         )
 
-    def _delta(self, name: str) -> DeltaTable | None:
-        try:
-            return DeltaTable((self.root / name / "table").uri, storage_options=self.storage_options or None)
-        except TableNotFoundError:
-            return None
+    def _table(self, name: str) -> DatasetTable:
+        return DatasetTable.open(self.root / name / "table")
 
     def _draft(
         self, name: str, p: Prepared, parent: DatasetVersion | None, number: int, message: str
@@ -425,45 +406,25 @@ class DatasetStore:
         if written.profile_path:
             (self.root / name / written.profile_path).remove()
 
-    def _try_commit(
-        self, name: str, draft: DatasetVersion, delta: DeltaTable | None, p: Prepared
-    ) -> DatasetVersion | None:
+    def _try_commit(self, name: str, draft: DatasetVersion, at: DatasetTable, p: Prepared) -> DatasetVersion | None:
         """One put-if-absent of a Delta log entry; None where somebody else's came first."""
-        version = replace(draft, delta_version=delta.version() + 1 if delta else 0)
+        version = replace(draft, delta_version=at.next_version)
         staged = f"{uuid.uuid4().hex}.json"
         record = self.root / name / "staged" / staged
         data = json_bytes(version.to_json())
         record.write_bytes(data)
-        schema = Schema.from_arrow(
-            pa.schema([*parquet.stored_schema(p.table.schema), pa.field(rows.SPLIT, pa.string())])
-        )
         said = {
             "tiltyard.version": str(version.version),
             "tiltyard.record": staged,
             "tiltyard.record_sha256": hashlib.sha256(data).hexdigest(),
         }
-        properties = CommitProperties(custom_metadata=said, max_commit_retries=0)
-        adds: list[AddAction | RemoveAction] = [_add_action(f) for f in version.files]
-        try:
-            if delta is None:
-                create_table_with_add_actions(
-                    version.uri,
-                    schema,
-                    [_add_action(f) for f in version.files],
-                    mode="error",
-                    partition_by=[rows.SPLIT],
-                    configuration=_FOREVER,
-                    storage_options=self.storage_options or None,
-                    commit_properties=properties,
-                )
-            else:
-                delta.create_write_transaction(adds, "overwrite", schema, [rows.SPLIT], commit_properties=properties)
-        except Exception as error:  # anything but a conflict may have landed: what was written stays for `gc` to judge
-            if not _is_conflict(error):
-                raise
-            if self._record_of(name, version.delta_version) != staged:
-                record.remove()
-                return None
+        # what else goes wrong may have landed: then what was written stays for `gc` to judge
+        if (
+            not at.replace(p.table.schema, version.files, said)
+            and self._record_of(name, version.delta_version) != staged
+        ):
+            record.remove()
+            return None
         return self.versions(name).get(version.version, version)  # others may have deleted from it already
 
     def _record_of(self, name: str, delta_version: int) -> str | None:
@@ -581,21 +542,6 @@ class DatasetStore:
             ) from error
         table = parquet.canonical_order(pa.concat_tables(parts))
         return table if limit is None else table.slice(0, limit)
-
-
-def _is_conflict(error: Exception) -> bool:
-    return isinstance(error, CommitFailedError) or "already exists" in str(error)
-
-
-def _add_action(file: FileEntry) -> AddAction:
-    return AddAction(
-        file.path,
-        file.size_bytes,
-        {rows.SPLIT: file.split},
-        int(time.time() * 1000),
-        True,
-        json.dumps({"numRecords": file.num_rows}),
-    )
 
 
 def _expect(name: str, number: int, parent: int | None) -> None:
