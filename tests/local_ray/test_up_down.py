@@ -29,6 +29,9 @@ from tiltyard.local.state import Cluster
 from tiltyard.settings import Settings
 from tiltyard.submit.clusters import find_target
 from tiltyard.submit.ray_jobs import RayJobs
+from tiltyard.sweep.engine.execute import CURVES, read_curves
+from tiltyard.sweep.engine.saving import LOOK_EVERY_S
+from tiltyard.training import checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -150,6 +153,25 @@ def test_mlflow_of_up_shows_what_a_sweep_writes_to_the_store(up: Cli) -> None:
     assert status_code(up.url("mlflow"), Host="evil.example") == 403
 
 
+@pytest.mark.prometheus
+def test_prometheus_of_up_scrapes_this_ray_and_the_record(up: Cli) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("Debian's prometheus is not installed: apt-get install prometheus")
+    told = up("status")
+    assert up.url("prometheus") in told
+    asked = f"{up.url('prometheus')}/api/v1/query?query="
+    up_now = {"ray": 3, "tiltyard-record": 1}  # Ray's: its metrics, its autoscaler's and its dashboard's
+
+    def scraped() -> bool:
+        with urllib.request.urlopen(asked + "sum%20by%20(job)%20(up)", timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]
+        return {s["metric"]["job"]: int(s["value"][1]) for s in found} == up_now
+
+    until(scraped, timeout_s=120)
+    environment = next(s for s in up.cluster.services if s.name == "ray").process
+    assert psutil.Process(environment.pid).environ()["RAY_PROMETHEUS_HOST"] == up.url("prometheus")
+
+
 def test_submit_line_of_status_runs_a_job_that_finds_the_same_stores(up: Cli, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
     line = next(row for row in up("status").splitlines() if " job submit " in row)
@@ -193,9 +215,9 @@ def test_driver_on_this_machine_joins_by_the_environment_of_join(up: Cli) -> Non
 def test_two_homes_are_up_at_once_and_down_ends_one(up: Cli, tmp_path: Path) -> None:
     # The second tracks to the first one's server: `up` then starts none.
     other = Cli(tmp_path / "other", tmp_path, TILTYARD_TRACKING_URI=up.url("mlflow"))
-    other("up", "--cpus", "1", "--object-store-gib", "0.1")
+    other("up", "--cpus", "1", "--object-store-gib", "0.1", "--no-prometheus")
     try:
-        assert [s.name for s in other.cluster.services] == ["ray"]
+        assert [s.name for s in other.cluster.services] == ["ray"], "no MLflow, and no Prometheus"
         theirs = other.cluster
         theirs_alive, ours = processes.belonging(theirs), {p.pid for p in processes.belonging(up.cluster)}
         assert not ours & {p.pid for p in theirs_alive}
@@ -214,7 +236,7 @@ def test_up_stopped_by_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         [sys.executable, "-m", "tiltyard.cli", "up"], env=cli.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     folder = cli.settings.cluster_state
-    until(lambda: (found := state.read(folder)) is not None and len(found.services) == 2)
+    until(lambda: (found := state.read(folder)) is not None and len(found.services) >= 2)
     cluster = cli.cluster
     starting.send_signal(signal.SIGINT)
     assert starting.wait(timeout=30) == 130
@@ -225,7 +247,7 @@ def test_up_stopped_by_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 
 
 SWEEP = """
-from tiltyard import DatasetRef, Experiment, Halving, Objective, Search, Variant, loguniform, main
+from tiltyard import DatasetRef, Experiment, Halving, Objective, Resources, Search, Variant, loguniform, main
 
 
 def experiment():
@@ -235,7 +257,8 @@ def experiment():
                           space={{"lr": loguniform(1e-3, 1e-1)}})],
         datasets=[DatasetRef("rings")],
         objective=Objective(metric="accuracy"),
-        search=Search(trials=4, halving=Halving(rungs=(2, 4), keep=0.5)),
+        search=Search(trials=4, halving=Halving(rungs=(2, 3), keep=0.5), finalists=1),
+        resources=Resources(max_concurrent=1),
     )
 
 
@@ -244,8 +267,10 @@ if __name__ == "__main__":
 """
 
 
-def test_submitted_sweep_is_cancelled_in_order_and_the_same_submit_ends_it(up: Cli, tmp_path: Path) -> None:
-    """The folder travels with the user's model; cancelling leaves the record whole; twice the same is one job."""
+def test_submitted_sweep_is_cancelled_in_order_and_the_same_submit_goes_on_where_it_was(
+    up: Cli, tmp_path: Path
+) -> None:
+    """The folder travels with the user's model; cancelling saves the pack in mid-rung; twice the same is one job."""
     sweeps.commit_small_datasets(Path(up.settings.data_uri))
     gate = tmp_path / "gate"
     gate.touch()
@@ -268,7 +293,8 @@ def test_submitted_sweep_is_cancelled_in_order_and_the_same_submit_ends_it(up: C
         return {job.id: job.state for job in ray_jobs.jobs() if job.id.startswith("sent-")}
 
     assert "Submitted: " in told("submit", "--detach", "sweep.py")
-    until(lambda: any(tmp_path.glob("gate.*")), timeout_s=120)  # in the middle of a pack
+    until(lambda: any(tmp_path.glob("gate.*")), timeout_s=240)  # in the first of the two epochs of its rung
+    began = time.monotonic()
     cancelling = threading.Thread(target=lambda: answers.append(told("cancel", "sent")))
     answers: list[str] = []
     cancelling.start()
@@ -276,16 +302,30 @@ def test_submitted_sweep_is_cancelled_in_order_and_the_same_submit_ends_it(up: C
         until(lambda: bool(journal.decisions(kind="cancel")), timeout_s=90)
         (cancelled,) = journal.decisions(kind="cancel")
         assert [cancelled.subject] == list(jobs())
+        (launch,) = journal.launches("sent")
+        until(lambda: bool(journal.requests.of(launch.key, state="done")), timeout_s=90)  # its packs are told to save
+        until(lambda: time.monotonic() - began > LOOK_EVERY_S)  # the pack looks at its epoch's end
+        gate.unlink()
         cancelling.join(timeout=180)
-        gate.unlink()  # it was in the middle of a pack all the time
         assert "STOPPED" in answers[0]
         (launch,) = journal.launches("sent")
         assert (launch.state, launch.summary) == ("stopped", {"reason": "stopped by SIGTERM"})
+        (saved,) = journal.attempts(launch.key)
+        assert (saved.state, saved.rung) == ("saved", 0)
+        assert journal.cell_scores(saved.cells, [2]) == {}, "its rung, of two epochs, is not done"
+        assert json.loads((Path(saved.storage_uri or "") / checkpoint.META).read_text())["epoch"] == 1
         followed = told("submit", "sweep.py")
         (launch,) = journal.launches("sent")
         assert (launch.state, launch.fence) == ("finished", 2)
         (claimed,) = journal.decisions(kind="submission")
         assert claimed.subject.startswith("sent-")
+        tries = [a for a in journal.attempts(launch.key) if a.pack_id == saved.pack_id]
+        assert [(a.state, a.layout["goes_on_from"]) for a in tries] == [("saved", None), ("done", saved.storage_uri)]
+        before, after = (read_curves(Path(a.storage_uri or "") / CURVES) for a in tries)
+        assert set(before["epoch"]) == {1}
+        assert set(after["epoch"]) == {1, 2}
+        kept = after["epoch"] == 1
+        assert sorted(after["train_loss"][kept]) == sorted(before["train_loss"]), "epoch 1 was not trained again"
     assert "SUCCEEDED" in followed
     assert "own@rings" in followed, "the log was followed to the leaderboard"
     states = jobs()
@@ -306,7 +346,7 @@ def test_down_after_a_server_died_ends_the_rest_exactly(up: Cli) -> None:
         until(lambda: not processes.alive(mlflow.process))
         assert "ended; see" in up("status", code=1)
         told = up("down")
-        assert "ray and mlflow ended" in told
+        assert "processes of ray and mlflow" in told
         assert processes.belonging(cluster) == []
         assert all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in everything)
         assert bystander.poll() is None
