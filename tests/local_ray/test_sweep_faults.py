@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,11 +21,14 @@ import pytest
 import sweeps
 from mlflow import MlflowClient
 
+from tiltyard.distributions import uniform
+from tiltyard.experiment import Search, Variant
 from tiltyard.journal import AttemptRow, Journal
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.launch import Outcome
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.training import checkpoint
+from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray
 
@@ -152,6 +156,25 @@ def test_seconds_of_killed_packs_are_charged(scene: Scene) -> None:
         spent = journal.spend(scene.disturbed.claim.key)
     assert spent.by_what["lost packs"] > 0
     assert spent.cpu_s == pytest.approx(spent.by_what["packs"] + spent.by_what["lost packs"])
+
+
+def test_queue_whose_worker_is_killed_trains_again_only_what_ran(ray_session: None, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    own = Variant(
+        name="own", model="train:users_training:tally", fixed={"log": str(log)}, space={"x": uniform(0.1, 0.9)}
+    )
+    settings = sweeps.settings_at(tmp_path / "home", sweeps.commit_small_datasets(tmp_path / "data"))
+    wanted = sweeps.experiment(variants=(own,), datasets=(DatasetRef("rings"),), search=Search(trials=6, epochs=1))
+    outcome = sweeps.run_launch(settings, wanted)
+    assert {r.state for r in outcome.results} == {"done"}
+    assert {r.score for r in outcome.results} == {t.config["x"] for t in outcome.plan.trials}
+    trained = Counter(line.split()[1] for line in log.read_text().splitlines())
+    assert sorted(trained.values()) == [1, 1, 1, 1, 1, 2]
+    tried: dict[str, list[str]] = {}
+    for attempt in sweeps.attempts(settings, outcome.claim.key):
+        tried.setdefault(attempt.pack_id, []).append(attempt.state)
+    assert sorted(tried.values()) == [["done"], ["fenced", "done"]]
+    assert sorted(s.attempt for s in outcome.scores.values()) == [1, 1, 1, 1, 2, 2]
 
 
 def test_sweep_whose_worker_node_is_lost_gives_the_undisturbed_leaderboard(scene: Scene, tmp_path: Path) -> None:

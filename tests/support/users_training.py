@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,23 @@ def nearest(config: Mapping[str, Any], data: Any, report: Report) -> None:
         distance = ((data.x_validation[:, None, :] - centres[None]) ** 2).sum(-1)
         report(epoch, accuracy=(distance.argmin(1) == data.y_validation).mean(), log_loss=1.0 / epoch)
         centres = centres * 0.9
+
+
+def tally(config: Mapping[str, Any], data: Any, report: Report) -> None:
+    """Notes ``x`` in the file ``log``; the first process to begin its second trial ends the worker that it belongs to."""
+    log = Path(config["log"])
+    with log.open("a") as file:
+        file.write(f"{os.getpid()} {config['x']!r}\n")
+    mine = [line for line in log.read_text().splitlines() if line.startswith(f"{os.getpid()} ")]
+    if len(mine) == 2:
+        try:
+            log.with_suffix(".killed").touch(exist_ok=False)
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()
+    report(1, accuracy=config["x"], log_loss=1.0)
 
 
 def misbehave(config: Mapping[str, Any], data: Any, report: Report) -> None:
