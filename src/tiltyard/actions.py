@@ -38,7 +38,7 @@ from tiltyard.measured import latency_ms, spent
 from tiltyard.registry.address import CANDIDATE, CHAMPION, PREVIOUS
 from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.registry.version import ModelVersion
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shown
 from tiltyard.telemetry.notices import Notice
 from tiltyard.telemetry.notify import KEEP_S, Delivery, notify, receivers
 from tiltyard.types import METRICS
@@ -273,6 +273,11 @@ def apply(
         return found_steps
 
 
+def links_of(settings: Settings) -> dict[str, str]:
+    """Where a person who is told of something looks next."""
+    return {"MLflow": shown(settings.tracking_uri)} if settings.tracking_uri.startswith("http") else {}
+
+
 def announce(settings: Settings, journal: Journal, model: str) -> list[Delivery]:
     """Tells receivers of what policies did on a model, each thing once; what could not be delivered is tried again here.
 
@@ -283,7 +288,7 @@ def announce(settings: Settings, journal: Journal, model: str) -> list[Delivery]
         return []
     told: list[Delivery] = []
     since = time.time() - KEEP_S
-    links = {"MLflow": settings.tracking_uri} if settings.tracking_uri.startswith("http") else {}
+    links = links_of(settings)
     for d in journal.decisions(kind=POLICY, subject=model):
         if d.at < since or d.evidence["action"] not in _SEVERITY:
             continue

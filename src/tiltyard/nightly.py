@@ -272,7 +272,8 @@ def _tell(
     """Tells every receiver how a night went; one that is dead costs seconds, and is told by the next night."""
     known = receivers(settings)
     if known:
-        notice = Notice(title=f"night {night.name} {date}: {outcome}"[:200], lines=lines, at=time.time())
+        title = f"night {night.name} {date}: {outcome}"[:200]
+        notice = Notice(title=title, lines=lines, links=actions.links_of(settings), at=time.time())
         notify(journal, known, notice, once=f"night/{night.name}/{date}/{fence}")
 
 

@@ -209,13 +209,24 @@ def _post(receiver: Webhook, notice: Notice, delivery: str) -> None:
         raise NoticeRefusedError(f"The receiver answered {answer.status} {answer.reason}.")
 
 
+class _PinnedSMTP(smtplib.SMTP):
+    """Connects to an address that was looked at, and asks it to be the host that was named."""
+
+    def __init__(self, address: str, host: str, port: int) -> None:
+        self._address = address
+        super().__init__(host, port, timeout=TIMEOUT_S)
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:  # noqa: ARG002 - smtplib gives it
+        return socket.create_connection((self._address, port), timeout)
+
+
 def _mail(receiver: Mail, notice: Notice, delivery: str) -> None:
-    public_address(receiver.host, receiver.port, allow_private=receiver.allow_private)
+    _, address = public_address(receiver.host, receiver.port, allow_private=receiver.allow_private)
     message = EmailMessage()
     message["Subject"], message["From"], message["To"] = notice.title, receiver.sender, ", ".join(receiver.to)
     message["Message-ID"] = f"<{delivery}@{receiver.sender.partition('@')[2] or 'tiltyard'}>"
     message.set_content(notice.text())
-    with smtplib.SMTP(receiver.host, receiver.port, timeout=TIMEOUT_S) as server:
+    with _PinnedSMTP(address, receiver.host, receiver.port) as server:
         if receiver.starttls:
             server.starttls(context=ssl.create_default_context())
         if receiver.user:

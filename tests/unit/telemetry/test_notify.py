@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -180,11 +181,23 @@ def smtp() -> Iterator[Any]:
         thread.join(timeout=30)
 
 
-def test_mail_is_sent_with_the_delivery_as_its_message_id(journal: Journal) -> None:
+def test_mail_is_sent_to_the_address_that_was_looked_at_with_the_delivery_as_its_message_id(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = socket.getaddrinfo, []
+
+    def once(host: Any, *args: Any, **more: Any) -> Any:
+        """A name that means another address, which refuses, when it is asked for again."""
+        if host != "mail.example.org":
+            return real(host, *args, **more)
+        asked.append(host)
+        return real("127.0.0.1" if len(asked) == 1 else "127.0.0.2", *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", once)
     with smtp() as server:
         known = {
             "mail": Mail(
-                host="127.0.0.1",
+                host="mail.example.org",
                 port=server.server_address[1],
                 sender="t@example.org",
                 to=("ann@example.org",),
