@@ -317,7 +317,8 @@ def scrape_file(
         "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
         "rule_files": [rules],
         "scrape_configs": [
-            {"job_name": "ray", "file_sd_configs": [{"files": [ray]}]},
+            # Ray's file is a link into the session's folder: Prometheus is told of the link's change, not of the file's
+            {"job_name": "ray", "file_sd_configs": [{"files": [ray], "refresh_interval": "10s"}]},
             {"job_name": "tiltyard-record", "static_configs": [{"targets": [record]}]},
         ],
     }

@@ -13,7 +13,7 @@ import pytest
 import recorded_sweep
 
 from tiltyard.experiment import Budget, Experiment
-from tiltyard.journal import Journal
+from tiltyard.journal import Claim, Journal, Owner, TrialUpdate
 from tiltyard.telemetry import sweeps
 from tiltyard.telemetry.instruments import DECLARED
 from tiltyard.telemetry.sweeps import Exporting, Readings, of_record, of_tick
@@ -92,6 +92,54 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
         ("gpu", "reserved"): 0,
         ("gpu", "spent"): 0,
     }
+
+
+def test_exporting_reads_reasons_restarts_and_rungs_from_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"], finished=False)
+    monkeypatch.setattr(sweeps, "EVERY_S", 0.02)
+    with Journal.open(recorded.settings.journal_uri) as journal:
+        claim = journal.claim(
+            recorded.key, experiment="exported", spec="", owner=Owner(host="elsewhere", pid=1, started=0)
+        )
+        if claim.outcome == "held":  # by this very process, as the recording left it
+            claim = Claim(key=recorded.key, launch_id=claim.launch_id, fence=claim.fence, outcome="new")
+        first, second = (t.cell for t in journal.trials(recorded.key)[:2])
+        journal.set_trial_states(
+            claim,
+            [
+                TrialUpdate(cell=first, state="failed", reason="diverged: accuracy is not a finite number"),
+                TrialUpdate(cell=second, state="failed", reason="out of memory: 2 GiB"),
+            ],
+        )
+        journal.decide(
+            kind="rung",
+            subject="mlp@rings",
+            actor="halving",
+            evidence={},
+            reasons=["best third"],
+            outcome="2 go on, 4 stop",
+            once=f"rung/{recorded.key}/mlp@rings/0",
+        )
+    found: dict[tuple[str, str], float] = {}
+    seen = threading.Event()
+
+    def note(name: str, labels: dict[str, str], value: float) -> None:
+        found[name, labels.get("reason", labels.get("outcome", ""))] = value
+        if name == "tiltyard_sweep_failures" and labels["reason"] == "error":
+            seen.set()
+
+    made = Exporting(recorded.settings, experiment(), Silent(), set_gauge=note)
+    made.planned(SimpleNamespace(key=recorded.key), 0)
+    made.tick(Tick(states={"failed": 2, "done": 4}))
+    assert seen.wait(60)
+    made.close()
+    assert found["tiltyard_sweep_failures", "diverged"] == found["tiltyard_sweep_failures", "out_of_memory"] == 1
+    assert found["tiltyard_sweep_failures", "error"] == 0
+    assert found["tiltyard_sweep_rung_decisions", "stopped"] == 4
+    assert found["tiltyard_sweep_rungs", ""] == 1
+    assert found["tiltyard_sweep_retries", ""] == 1
 
 
 def test_exporting_passes_ticks_on_and_says_how_long_the_loop_has_hung(
