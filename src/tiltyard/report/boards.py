@@ -196,7 +196,15 @@ def plan_table(plan: Plan, *, known: int = 0) -> RenderableType:
         total += f"; then {plan.replicates} replicates of finalists, trained to the end"
     if known:
         total += f"; {known} trials stand in the record already"
-    return Group(table, Text(total, "dim"))
+    return Group(table, *_one_by_one(plan), Text(total, "dim"))
+
+
+def _one_by_one(plan: Plan) -> list[Text]:
+    """Which variants step in no pack, and why; those under a scheduler of Ray Tune's say so in the table."""
+    from tiltyard.sweep.engine.packing import why_queued
+
+    whys = {g.variant: why_queued(g.model) for g in plan.groups if not g.scheduler}
+    return [Text(f"{variant}: one trial after another, for {why}", "dim") for variant, why in whys.items() if why]
 
 
 def _compared(group: planning.Group) -> str:

@@ -190,10 +190,13 @@ def test_score_of_odd_values_stays_readable() -> None:
 def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
     experiment = Experiment(
         name="small",
-        variants=(Variant(name="mlp", model="mlp", space={"lr": loguniform(1e-3, 1e-1)}),),
+        variants=(
+            Variant(name="mlp", model="mlp", space={"lr": loguniform(1e-3, 1e-1)}, trials=9),
+            Variant(name="trees", model="lightgbm", space={"learning_rate": loguniform(0.1, 0.3)}, trials=1),
+        ),
         datasets=(DatasetRef("digits"),),
         objective=Objective(metric="accuracy"),
-        search=Search(trials=9, halving=Halving(rungs=(1, 3, 9), keep=1 / 3)),
+        search=Search(trials=10, halving=Halving(rungs=(1, 3, 9), keep=1 / 3)),
     )
     facts = DatasetFacts(
         name="digits",
@@ -209,7 +212,8 @@ def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
     assert ["mlp", "digits@2", "mlp", "9", "1,", "3,", "9", "21", "epochs"] in [
         line.split() for line in told.splitlines()
     ]
-    assert "9 trials, at most 21 epochs of training; 4 trials stand in the record already" in told
+    assert "trees: one trial after another, for its trees take no steps that could be shared" in told
+    assert "10 trials, at most 30 epochs of training; 4 trials stand in the record already" in told
 
 
 @given(

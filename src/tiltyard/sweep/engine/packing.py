@@ -12,8 +12,8 @@ from tiltyard.experiment import Resources
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import trains_itself
 
-QUEUE_MODELS = frozenset({"lightgbm"})
-"""Models whose trials cannot step together: a pack of them is a queue, one after another."""
+QUEUE_MODELS = {"lightgbm": "its trees take no steps that could be shared"}
+"""Models whose trials cannot step together, and why: a pack of them is a queue, one after another."""
 MAX_MEMBERS = {"cpu": 256, "cuda": 4096}
 """Members of a pack by kind of device. On a CPU a pack past this gains nothing (members step in chunks that fit the cache)
 and a longer pack loses more when its worker dies."""
@@ -26,7 +26,18 @@ QUEUES_A_SLOT = 4
 
 def is_queued(model: str) -> bool:
     """A pack of this model's trials is a queue."""
-    return model in QUEUE_MODELS or trains_itself(model)
+    return why_queued(model) is not None
+
+
+def why_queued(model: str) -> str | None:
+    """Why trials of a model cannot step together, as people are told; None where they can.
+
+    >>> why_queued("lightgbm"), why_queued("mlp")
+    ('its trees take no steps that could be shared', None)
+    """
+    if model in QUEUE_MODELS:
+        return QUEUE_MODELS[model]
+    return "it trains itself" if trains_itself(model) else None
 
 
 def shape_of(trial: Trial) -> str:
