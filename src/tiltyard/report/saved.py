@@ -201,11 +201,22 @@ def told(s: Saved) -> str:
     parts = [(s.by_hand_person_s - s.person_s, "hours of people"), (s.by_hand_cpu_s - s.cpu_s, "CPU-hours")]
     if s.gpu_s or s.by_hand_gpu_s:
         parts.append((s.by_hand_gpu_s - s.gpu_s, "GPU-hours"))
-    amounts = [f"{v / 3600:,.1f} {unit}" if abs(v) >= 360 else f"{v / 3600:,.2g} {unit}" for v, unit in parts]
-    joined = " and ".join([", ".join(amounts[:-1]), amounts[-1]])
-    sooner = f"{s.by_hand_insight_s / s.insight_s:,.1f} times" if s.insight_s > 0 else "at once, not"
+    won = [_hours(v, unit) for v, unit in parts if v >= 0]
+    lost = [_hours(-v, unit) for v, unit in parts if v < 0]
+    told = [f"saved {_joined(won)}"] if won else []
+    told += [f"took {_joined(lost)} more"] if lost else []
+    times = s.by_hand_insight_s / s.insight_s if s.insight_s > 0 else 1.0
+    sooner = f"{times:,.1f} times sooner" if times >= 1 else f"{1 / max(times, 1e-9):,.1f} times later"
     launches = f"{s.launches} launches" if s.launches > 1 else "one launch"
-    return f"Over {launches} and {s.trials:,} trials it saved {joined}; an answer came {sooner} sooner."
+    return f"Over {launches} and {s.trials:,} trials it {' and '.join(told)}; an answer came {sooner}."
+
+
+def _hours(seconds: float, unit: str) -> str:
+    return f"{seconds / 3600:,.1f} {unit}" if seconds >= 360 else f"{seconds / 3600:,.2g} {unit}"
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), parts[-1]])
 
 
 def of_journal(journal: Journal, assumptions: Assumptions, *, now: float | None = None) -> list[tuple[Launch, Saved]]:

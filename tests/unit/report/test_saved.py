@@ -11,7 +11,7 @@ import recorded_sweep
 from tiltyard import cli
 from tiltyard.errors import SpecError
 from tiltyard.journal import Journal
-from tiltyard.report.saved import Assumptions, of_journal, read, text_of, together
+from tiltyard.report.saved import Assumptions, Saved, of_journal, read, text_of, together, told
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,24 @@ def test_saved_of_a_sweep_counts_every_trial_to_its_full_length(recorded: record
     assert found.worth(Assumptions(hourly_researcher=60)) == pytest.approx(36 * 3 - 30)
 
 
+def test_told_of_a_launch_that_cost_more_says_so_and_hides_no_sign() -> None:
+    seconds = {"person_s": 1800.0, "by_hand_person_s": 3600.0, "cpu_s": 7200.0, "by_hand_cpu_s": 3600.0}
+    s = Saved(
+        what="x",
+        launches=1,
+        trials=30,
+        **seconds,
+        gpu_s=0.0,
+        by_hand_gpu_s=7200.0,
+        insight_s=7200.0,
+        by_hand_insight_s=3600.0,
+    )
+    assert told(s) == (
+        "Over one launch and 30 trials it saved 0.5 hours of people and 2.0 GPU-hours and took 1.0 CPU-hours more; "
+        "an answer came 2.0 times later."
+    )
+
+
 def test_read_of_written_assumptions_gives_them_back_and_refuses_others(tmp_path: Path) -> None:
     path = tmp_path / "roi.toml"
     assert read(path) == Assumptions()
@@ -60,16 +78,16 @@ def test_roi_command_tells_experiments_months_and_what_is_assumed(
 ) -> None:
     monkeypatch.setenv("TILTYARD_HOME", str(recorded.settings.home))
 
-    def told(*arguments: str) -> str:
+    def said(*arguments: str) -> str:
         with pytest.raises(SystemExit) as done:
             cli.main(["roi", *arguments])
         assert done.value.code == 0
         return capsys.readouterr().out
 
-    assert "minutes_a_trial = 2" in told()
-    assert "Over one launch and 36 trials it saved 0.7 hours of people" in told()  # 36 x 2 minutes less 30
-    path = Path(told("--write-assumptions").strip())
+    assert "minutes_a_trial = 2" in said()
+    assert "Over one launch and 36 trials it saved 0.7 hours of people" in said()  # 36 x 2 minutes less 30
+    path = Path(said("--write-assumptions").strip())
     path.write_text(path.read_text().replace("minutes_a_trial = 2.0", "minutes_a_trial = 4"))
-    as_json = json.loads(told("--json"))
+    as_json = json.loads(said("--json"))
     assert as_json["assumptions"]["minutes_a_trial"] == 4
     assert [s["trials"] for s in as_json["saved"]] == [36, 36]  # the experiment, and its month
