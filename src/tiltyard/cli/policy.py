@@ -52,11 +52,13 @@ def apply(
 
     settings, console = Settings.from_env(), output()
     open_registry(settings)
+    policy = load_policy(file)
     applied = actions.apply(
         settings,
-        load_policy(file),
+        policy,
         model,
         now=time.time(),
+        actor=f"policy {policy.name}, applied by {actions.person()}",
         tell=lambda text: console.print(f"alert: {text}"),
         train=(lambda action: retrain(settings, action, actor=actions.person())) if train else None,
     )

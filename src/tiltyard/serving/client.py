@@ -21,7 +21,7 @@ from tiltyard.serving.environment import SERVE_ALONE_ENV
 IN_FLIGHT = 3
 """One being answered, one being taken apart beside it, one on its way: more only takes memory."""
 RETRIES = 3
-LOOK_S = 5.0
+LOOK_S = 2.0
 """So long an answer is waited for before it is looked whether Serve is still there."""
 NO_RAY = (
     "Start one here (tiltyard up; tiltyard serve finds it), correct RAY_ADDRESS, or unset it: models are then served by a Ray "
