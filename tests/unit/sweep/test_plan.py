@@ -173,6 +173,14 @@ def test_seed_in_a_configuration_is_the_trials_seed() -> None:
     assert {t.seed for t in made.trials} == {7}
 
 
+def test_seed_that_is_searched_gives_each_configuration_once_for_each_seed() -> None:
+    searched = variant(space={"seed": choice(3, 5), "depth": choice(1, 2)})
+    made = planned(experiment(variants=(searched,), search=Search(algorithm="grid", epochs=1)))
+    digits = [t for t in made.trials if t.dataset == "digits"]
+    assert sorted((t.seed, t.config["depth"]) for t in digits) == [(3, 1), (3, 2), (5, 1), (5, 2)]
+    assert len({t.cell for t in digits}) == 4
+
+
 @pytest.mark.parametrize("seed", [-1, 2**31, "x", 0.5, True])
 def test_seed_in_a_configuration_that_is_no_seed_is_refused(seed: Any) -> None:
     with pytest.raises(SpecError, match="sets seed to"):
