@@ -22,7 +22,7 @@ from tiltyard.data import order
 from tiltyard.data.places import Place
 from tiltyard.data.stream import Shared, open_feed
 from tiltyard.data.streamed import StreamedFeed
-from tiltyard.data.windows import Decoder
+from tiltyard.data.windows import Buffers, Decoder
 from tiltyard.preprocessing import Preprocessor
 
 
@@ -188,6 +188,28 @@ class Consumer:
         assert rows == handle.plans["train"].num_rows
         torch.set_num_threads(1)
         return time.perf_counter() - start
+
+    def parts(self, handle: Shared, num_windows: int = 8) -> dict[str, float]:
+        """Seconds that a window takes a reader that works alone on one thread, by what it does."""
+        assert handle.readers is not None
+        decoder, buffers = handle.readers.decoder, Buffers()
+        spent = dict.fromkeys(("read and decode", "scale and turn", "draw", "shuffle"), 0.0)
+        for window in handle.readers.windows("train")[:num_windows]:
+            times = [time.perf_counter()]
+            ((path, groups),) = window.groups.items()
+            raw = decoder.raw(path, groups)
+            times.append(time.perf_counter())
+            x = decoder.preprocessor.transform(
+                raw, out=buffers.matrix(raw.num_rows, len(decoder.preprocessor.features))
+            )
+            times.append(time.perf_counter())
+            places = order.row_order(handle.content_digest, "train", 0, 0, window.number, len(x))
+            times.append(time.perf_counter())
+            np.take(x, places, axis=0, out=buffers.matrix(*x.shape), mode="clip")
+            times.append(time.perf_counter())
+            for name, start, stop in zip(spent, times, times[1:], strict=False):
+                spent[name] += (stop - start) / num_windows
+        return spent
 
     def ray_default(self, files: Sequence[str]) -> tuple[float, float]:
         """Ray Data at its defaults; ``partitioning=None``, for the split's name in the path is a text that torch has not."""

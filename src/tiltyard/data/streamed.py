@@ -29,8 +29,8 @@ from tiltyard.data.readers import Readers
 from tiltyard.data.windows import Request, Slice, X, Y, epoch_slices, narrow, stream_slices
 from tiltyard.errors import DataError, PreflightError
 
-SEGMENT = 4_096
-"""Windows of one execution of a stream, about 268 million rows; the next one takes tenths of a second to begin."""
+SEGMENT = 1_024
+"""Windows of one execution of a stream, about 67 million rows; the next one takes tenths of a second to begin."""
 ATTEMPTS = 3
 """Times a window is asked for whose readers die."""
 

@@ -311,7 +311,7 @@ class Reader:
         return self._decoder.shuffled(raw, places[asked.skip : asked.skip + asked.take], self._buffers)
 
     def ahead(self, slices: Iterable[Slice]) -> Iterator[pa.Table]:
-        """`read` of each, in their order, by `READING` threads that work while what is there is used."""
+        """`read` of each, in their order, by `READING` threads beside the one that uses them."""
         due: deque[Future[pa.Table]] = deque()
         threads = ThreadPoolExecutor(READING, "tiltyard-reading")
         try:
