@@ -99,31 +99,38 @@ def decided(
 
 def warm_start(journal: Journal, registry: ModelRegistry, experiment: Experiment) -> WarmStart:
     """The champions' configurations and the best of the newest earlier sweep, as far as today's spaces still hold them."""
-    known: dict[str, list[Mapping[str, Any]]] = {}
-    reasons = []
+    known: list[tuple[str, Mapping[str, Any], str]] = []  # variant, configuration, where it is from
     for ref in experiment.datasets:
         name = f"{experiment.name}.{ref.name}"  # as `tiltyard.crown` registers it
         try:
             champion = registry.get(name, alias=CHAMPION)
         except RegistryError:
             continue
-        if champion.lineage.config:
-            known.setdefault(champion.lineage.variant, []).append(champion.lineage.config)
-            reasons.append(f"{name} version {champion.version} is @champion")
+        source = f"{name} version {champion.version} is @champion"
+        known.append((champion.lineage.variant, champion.lineage.config, source))
     launches = [launch for launch in journal.launches(experiment.name) if launch.state != "running"]
     ended = ((launch, [t for t in journal.trials(launch.key) if _counts(t)]) for launch in launches)
     newest = next(((launch, trials) for launch, trials in ended if trials), None)
     if newest is not None:
         launch, trials = newest
-        for variant, best in _best(experiment, trials).items():
-            known.setdefault(variant, []).extend(t.config for t in best)
-        reasons.append(f"the best of {len(trials)} trials of sweep {launch.key[:12]}")
+        source = f"the best of {len(trials)} trials of sweep {launch.key[:12]}"
+        known += [(t.variant, t.config, source) for t in _best(experiment, trials)]
     share = max(1, experiment.search.trials // (2 * len(experiment.variants)))
-    points = {v.name: _points(v, known.get(v.name, ()), min(1 + BEST, share)) for v in experiment.variants}
-    points = {name: found for name, found in points.items() if found}
+    points: dict[str, tuple[Mapping[str, Any], ...]] = {}
+    sources: list[str] = []
+    for variant in experiment.variants:
+        chosen: dict[str, tuple[Mapping[str, Any], str]] = {}
+        for name, config, told in known:
+            if name == variant.name and _fits(variant, config) and (point := _point(variant, config)):
+                chosen.setdefault(_plain(point), (point, told))
+        kept = list(chosen.values())[: min(1 + BEST, share)]
+        if kept:
+            points[variant.name] = tuple(p for p, _ in kept)
+            sources += [told for _, told in kept]
     if not points:
         return WarmStart(points={}, seed=experiment.seed, reasons=("nothing earlier fits the search spaces",))
-    return WarmStart(points=points, seed=(experiment.seed + len(launches)) % 2**31, reasons=tuple(reasons))
+    seed = (experiment.seed + len(launches)) % 2**31
+    return WarmStart(points=points, seed=seed, reasons=tuple(dict.fromkeys(sources)))
 
 
 def warmed(experiment: Experiment, warm: WarmStart) -> Experiment:
@@ -141,17 +148,16 @@ def _counts(trial: TrialRow) -> bool:
     return trial.score is not None and trial.state in {"done", "stopped"}
 
 
-def _best(experiment: Experiment, trials: Sequence[TrialRow]) -> dict[str, list[TrialRow]]:
-    """By variant, those that were trained the longest and, of them, the best."""
+def _best(experiment: Experiment, trials: Sequence[TrialRow]) -> list[TrialRow]:
+    """Of each variant, those that were trained the longest and, of them, the best."""
     sign = experiment.objective.direction.sign
     ranked = sorted(trials, key=lambda t: (-t.epoch, -sign * (t.score or 0.0), t.index))
-    return {v.name: [t for t in ranked if t.variant == v.name][:BEST] for v in experiment.variants}
+    return [t for v in experiment.variants for t in [t for t in ranked if t.variant == v.name][:BEST]]
 
 
-def _points(variant: Variant, configs: Sequence[Mapping[str, Any]], most: int) -> tuple[Mapping[str, Any], ...]:
-    """What of them today's space still holds: the searched values alone, each point once."""
-    found = [{n: c[n] for n in variant.space if n in c} for c in configs if _fits(variant, c)]
-    return tuple(_each_once([p for p in found if p])[:most])
+def _point(variant: Variant, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The searched values of a configuration."""
+    return {n: config[n] for n in variant.space if n in config}
 
 
 def _fits(variant: Variant, config: Mapping[str, Any]) -> bool:
