@@ -1,7 +1,7 @@
 """Every query of the boards and the rules, asked of a real Prometheus that scrapes the session's Ray while a sweep runs, and
 the exporter of a record in which nights, dataset versions and evaluations of a registered champion stand.
 
-Models are not served here (`test_serving.py` scrapes a real application): the meter that an application's front counts with is
+Models are not served here (`serving/test_answers.py` scrapes a real application): the meter that an application's front counts with is
 driven from this process, so its series come through Ray's exporter as they would.
 """
 

@@ -21,7 +21,7 @@ from tiltyard.registry.address import ModelAddress
 from tiltyard.registry.bundle import Bundle, check_bundle, read_bundle
 from tiltyard.registry.version import ModelVersion, cached_bundle, recall, remember
 from tiltyard.serving.answers import Answer, Described, InputColumn
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shown
 
 AGAIN_S = 30.0
 """How long a version that could not be loaded is left alone before it is tried again: its artifact may have come back."""
@@ -209,9 +209,9 @@ def look_up(settings: Settings, address: ModelAddress) -> tuple[ModelVersion, st
             raise  # the registry was there and said no
         known = recall(settings, address)
         if known is not None:
-            return known, f"the registry did not answer: {error}"
+            return known, f"the registry did not answer: {shown(str(error))[:300]}"
         raise RegistryAwayError(
-            f"The registry did not answer for {address}, and this machine has no copy: {error}. Wanted: MLflow within "
+            f"The registry did not answer for {address}, and this machine has no copy: {shown(str(error))}. Wanted: MLflow within "
             "reach; see TILTYARD_TRACKING_URI."
         ) from error
 

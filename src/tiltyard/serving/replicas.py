@@ -30,7 +30,7 @@ from tiltyard.serving.answers import Answer, Described, Limits
 from tiltyard.serving.holder import Heard, Holder, fetch, find, look_up, open_all
 from tiltyard.serving.requests import fitted_table, table_from_arrow, unpacked
 from tiltyard.serving.traffic import Split
-from tiltyard.settings import Settings
+from tiltyard.settings import Settings, shown
 from tiltyard.telemetry.traces import span
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ class Registrar:
         try:
             version, away = look_up(self._settings, address)
         except Exception as error:  # whatever the store raises: the replicas go on with what they have
-            return replace(before, registry=f"the registry did not say: {error}")
+            return replace(before, registry=f"the registry did not say: {shown(str(error))[:300]}")
+        if away and before.version is not None:
+            return replace(before, registry=away)
         if version != before.version:  # a bundle is read whole to be checked: once a version
             with contextlib.suppress(TiltyardError, OSError):  # the replica tries too, and words the reason
                 fetch(self._settings, version)

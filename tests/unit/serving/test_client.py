@@ -1,4 +1,4 @@
-"""Joining a Ray for serving; the rest of the client is held by tests/local_ray/test_serving.py."""
+"""Joining a Ray for serving; the rest of the client is held by tests/local_ray/serving."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ LIMITS = Limits(rows=500, body_bytes=100_000, read_s=0.5, answer_s=5)
 
 
 class Local:
-    """A `Backend` whose models live in this process; Ray's part of it is held by tests/local_ray/test_serving.py."""
+    """A `Backend` whose models live in this process; Ray's part of it is held by tests/local_ray/serving."""
 
     def __init__(self, holders: list[Holder]) -> None:
         self._holders = {h.served_as: h for h in holders}
