@@ -1,6 +1,7 @@
 """Packs: many models stepped together. Needs torch, numpy and safetensors alone."""
 
-from tiltyard.training.pack import Pack, build_module, calibrate, rebuild_module
+from tiltyard.training.beginning import build_module, rebuild_module
+from tiltyard.training.pack import Pack, calibrate
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import MEMBER_FIELDS, Member, PackSpec, members_of, pack_signature, split_config
 from tiltyard.training.vmapped import explain_unpackable

@@ -132,9 +132,15 @@ def widths(parts: Sequence[Part]) -> list[int]:
 
 @dataclass(slots=True)
 class Step:
-    """What a step brings: keys ``(members,)`` by place of dropout, and whether anything is dropped at all."""
+    """What a step brings.
+
+    Args:
+        keys: ``(members,)`` by place of dropout; empty where nothing is dropped.
+        turned: The batch as ``(1, rows, features)``, contiguous, where all members read the same one.
+    """
 
     keys: Mapping[int, Tensor]
+    turned: Tensor | None = None
 
 
 class _Chain:
@@ -233,8 +239,10 @@ class _BoundAffine:
         self._shape = (net.members, part.features, rows)
         self._d_in: Tensor | None = None
         self._seen = self._x = self._xt = self._out
+        self._turned: Tensor | None = None
 
-    def forward(self, x: Tensor, step: Step | None) -> Tensor:  # noqa: ARG002
+    def forward(self, x: Tensor, step: Step | None) -> Tensor:
+        self._turned = step.turned if step is not None else None
         if x is not self._seen:  # a layer below gives the same tensor at every step
             self._seen, members = x, self._out.shape[0]
             self._x = x if x.shape[0] == members else x.expand(members, -1, -1)
@@ -246,8 +254,9 @@ class _BoundAffine:
         if self._gb is not None:
             torch.sum(d, 2, out=self._gb)
         xt = self._xt
-        if self._reads_batch:  # one batch for all: turning it once is cheap, and the product takes a quarter less
-            xt = self._seen.transpose(1, 2).contiguous().expand_as(xt)
+        if self._reads_batch:  # contiguous, the product takes a quarter less
+            turned = self._seen.transpose(1, 2).contiguous() if self._turned is None else self._turned
+            xt = turned.expand_as(xt)
         self._product(d, xt, self._gw)
         if not need_input:
             return d

@@ -20,88 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.errors import ModelError, TrainingError, UnpackableError
-from tiltyard.models import FAMILIES, MaskedInput, build
+from tiltyard.models import MaskedInput
 from tiltyard.training import checkpoint, dense, sizing
+from tiltyard.training.beginning import build_module, first_rows
 from tiltyard.training.chunk import Batch, Chunk, Model
 from tiltyard.training.layout import Layout
 from tiltyard.training.optimizers import rates
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import Member, PackSpec
-from tiltyard.training.vmapped import Stacked, carried, explain_unpackable, returns, template, trained
+from tiltyard.training.vmapped import Stacked, explain_unpackable, returns, template, trained
 from tiltyard.types import Task
 
 Array = npt.NDArray[np.float64]
 SCORE_ROWS, PREDICT_ROWS = 4096, 512
 WINDOW_STEPS, WINDOW_BYTES = 256, 64 << 20
 """How many batches chunks go through before the next chunk begins: bounds the memory that a streamed epoch holds."""
-
-
-def build_module(spec: PackSpec, *, seed: int, init_scale: float = 1.0) -> nn.Module:
-    """One member's model, initialised under its own seed; the caller's random state is left as it was.
-
-    Raises:
-        ModelError: If it cannot be built.
-    """
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would also note the seed for devices that have not been started, with a stack trace, each time
-        torch.default_generator.manual_seed(seed)
-        return _built(spec, init_scale)
-
-
-def _built(spec: PackSpec, init_scale: float) -> nn.Module:
-    """A model from torch's generator as it stands."""
-    module = build(spec.model, spec.model_args, input_shape=spec.input_shape, num_outputs=spec.num_outputs)
-    _scale(module, init_scale)
-    return module
-
-
-def _can_begin_anew(spec: PackSpec) -> bool:
-    """Whether initialising a module again gives what building it does: 5 times faster, but its layers must draw in order."""
-    if spec.model not in FAMILIES:
-        return False
-    torch.default_generator.manual_seed(1)
-    built = _built(spec, 1.0)
-    again = _built(spec, 1.0)
-    torch.default_generator.manual_seed(1)
-    _begin_anew(again, 1.0)
-    return all(torch.equal(a, b) for a, b in zip(built.parameters(), again.parameters(), strict=True))
-
-
-def _begin_anew(module: nn.Module, init_scale: float) -> None:
-    """Initialises the layers of one of our families again."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.LayerNorm):
-            layer.reset_parameters()
-    _scale(module, init_scale)
-
-
-def _scale(module: nn.Module, init_scale: float) -> None:
-    if init_scale != 1.0:
-        with torch.no_grad():
-            for value in module.parameters():
-                if value.ndim > 1:
-                    value.mul_(init_scale)
-
-
-def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor], *, source: str = "given") -> nn.Module:
-    """The module whose ``state_dict`` this is, in eval mode: what `Pack.extract` gave, from what was saved of it.
-
-    Args:
-        spec: Of the pack it was taken from; batch size and epochs do not matter.
-        state: From its ``state_dict``.
-        source: Where the state is from, for the message.
-
-    Raises:
-        ModelError: If the state does not fit the model.
-    """
-    module = build_module(spec, seed=0)
-    if MaskedInput.BUFFER in state:
-        module = MaskedInput(module, torch.ones(spec.input_shape))
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise ModelError(f"The parameters {source} do not fit the model {spec.model!r}: {error}") from error
-    return module.eval()
 
 
 class Pack:
@@ -175,22 +108,8 @@ class Pack:
             MachineError: If it needs more memory than there is.
         """
         pack = cls(spec, members, device=device, chunk=chunk, threads=threads, sizes=sizes)
-        params = torch.empty((len(members), pack._model.layout.num_params))
-        extra: dict[str, list[Tensor]] = {}
-        with torch.random.fork_rng(devices=[]):
-            anew = _can_begin_anew(spec)
-            module = _built(spec, 1.0)
-            for i, member in enumerate(members):
-                torch.default_generator.manual_seed(member.seed)
-                if anew:
-                    _begin_anew(module, member.init_scale)
-                else:
-                    module = _built(spec, member.init_scale)
-                values = dict(module.named_parameters())
-                torch.cat([values[n].detach().reshape(-1) for n in pack._model.layout.order], out=params[i])
-                for name, value in carried(module).items():
-                    extra.setdefault(name, []).append(value)
-        pack._fill(params, {}, {n: torch.stack(v) for n, v in extra.items()})
+        params, extra = first_rows(spec, pack.members, pack._model.layout.order)
+        pack._fill(params, {}, extra)
         return pack
 
     def _check_model(self, module: nn.Module, parts: tuple[dense.Part, ...] | None) -> None:
