@@ -33,13 +33,10 @@ def quick_forward(module: Any, *, input_shape: Sequence[int], rows: int) -> Forw
     parts = plan(module)
     if parts is None:
         return module  # type: ignore[no-any-return]
-    try:
-        with torch.inference_mode():
-            steps = _steps(parts, dict(module.named_parameters()), rows)
-            probe = torch.linspace(-1, 1, PACKED_ROWS * math.prod(input_shape)).reshape(PACKED_ROWS, *input_shape)
-            found, wanted = _run(steps, probe.flatten(1)), module(probe)
-    except (RuntimeError, NotImplementedError, AttributeError):  # a torch without oneDNN, or another CPU's
-        return module  # type: ignore[no-any-return]
+    with torch.inference_mode():
+        steps = _steps(parts, dict(module.named_parameters()), rows)
+        probe = torch.linspace(-1, 1, PACKED_ROWS * math.prod(input_shape)).reshape(PACKED_ROWS, *input_shape)
+        found, wanted = _run(steps, probe.flatten(1)), module(probe)
     if not torch.allclose(found, wanted, rtol=CLOSE, atol=CLOSE):
         return module  # type: ignore[no-any-return]
     return lambda x: module(x) if len(x) < PACKED_ROWS else _run(steps, x.flatten(1))
@@ -58,9 +55,9 @@ def _steps(parts: Sequence[Part], params: Mapping[str, Any], rows: int) -> list[
     steps: list[Forward] = []
     for before, part, following in zip([None, *parts[:-1]], parts, [*parts[1:], None], strict=True):
         if isinstance(part, Affine):
-            weight = torch.ops.mkldnn._reorder_linear_weight(params[part.weight].detach(), rows)
             bias = params[part.bias].detach() if part.bias is not None else None
-            steps.append(_product(weight, bias, "relu" if isinstance(following, Relu) else "none"))
+            relu = isinstance(following, Relu)
+            steps.append(packed_product(params[part.weight].detach(), bias, relu=relu, rows=rows))
         elif isinstance(part, Norm):
             scale = params[part.weight].detach()
             shift = params[part.bias].detach() if part.bias is not None else None
@@ -72,11 +69,22 @@ def _steps(parts: Sequence[Part], params: Mapping[str, Any], rows: int) -> list[
     return steps  # dropout drops nothing where nothing is trained
 
 
-def _product(weight: Any, bias: Any, then: str) -> Forward:
+def packed_product(weight: Any, bias: Any, *, relu: bool, rows: int) -> Forward:
+    """``x @ weight.T + bias``, with ReLU where wanted, for many ``x`` of about ``rows`` rows and one ``(out, in)`` matrix."""
     import torch
+    from torch.nn import functional
 
-    multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda x: multiply(x, weight, bias, then, [], "")
+    try:
+        packed, multiply = torch.ops.mkldnn._reorder_linear_weight(weight, rows), torch.ops.mkldnn._linear_pointwise
+        multiply(torch.zeros(rows, weight.shape[1]), packed, bias, "none", [], "")
+    except (
+        RuntimeError,
+        AttributeError,
+    ):  # a torch without oneDNN, or another CPU's; NotImplementedError is one of the first
+        linear = functional.linear
+        return (lambda x: linear(x, weight, bias).relu_()) if relu else (lambda x: linear(x, weight, bias))
+    then = "relu" if relu else "none"
+    return lambda x: multiply(x, packed, bias, then, [], "")
 
 
 def _norm(layer_norm: Any, shape: tuple[int, ...], scale: Any, shift: Any, eps: float) -> Forward:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tiltyard.registry.bundle import Bundle
+from tiltyard.registry.forward import packed_product
 from tiltyard.training.dense import Affine, Norm, Part, Relu, Residual, plan, widths
 
 CHUNK_VALUES = 1 << 19
@@ -113,7 +114,7 @@ def _stacked(bundles: Sequence[Bundle]) -> tuple[Forward | None, int]:
         parts = None
     try:
         with torch.inference_mode():
-            forward = _mapped(modules) if parts is None else _wide(modules, parts)
+            forward = _mapped(modules) if parts is None else _wide(modules, parts, rows)
             probe = torch.linspace(-1, 1, 2 * math.prod(bundles[0].spec.input_shape))
             probe = probe.reshape(2, *bundles[0].spec.input_shape)
             together = forward(probe)
@@ -139,8 +140,8 @@ def _mapped(modules: Sequence[Any]) -> Forward:
     return lambda rows: mapped(state, rows)
 
 
-def _wide(modules: Sequence[Any], parts: Sequence[Part]) -> Forward:
-    """The pass of dense models: the first layers of all as one product of ``(rows, models * width)``."""
+def _wide(modules: Sequence[Any], parts: Sequence[Part], rows: int) -> Forward:
+    """The pass of dense models: the first layers of all as one product of ``(rows, models * width)``, with its ReLU."""
     import torch
 
     states = [dict(m.named_parameters()) for m in modules]
@@ -150,13 +151,13 @@ def _wide(modules: Sequence[Any], parts: Sequence[Part]) -> Forward:
 
     first = parts[0]
     assert isinstance(first, Affine)
-    weight = every(first.weight).flatten(0, 1).t().contiguous()
-    bias = every(first.bias).flatten() if first.bias is not None else torch.zeros(weight.shape[1])
-    rest = [_step(part, every) for part in parts[1:]]
+    bias = every(first.bias).flatten() if first.bias is not None else None
+    relu = isinstance(parts[1], Relu) if len(parts) > 1 else False
+    product = packed_product(every(first.weight).flatten(0, 1), bias, relu=relu, rows=rows)
+    rest = [_step(part, every) for part in parts[2 if relu else 1 :]]
 
-    def forward(rows: Any) -> Any:
-        wide = torch.addmm(bias, rows.flatten(1), weight)
-        h = wide.view(len(rows), len(states), -1).transpose(0, 1)
+    def forward(x: Any) -> Any:
+        h = product(x.flatten(1)).view(len(x), len(states), -1).transpose(0, 1)
         for step in rest:
             h = step(h)
         return h

@@ -60,3 +60,20 @@ def test_quick_pass_that_would_answer_otherwise_is_the_module(monkeypatch: pytes
     module = _layers(["relu"], 4)
     monkeypatch.setattr(forward, "_run", lambda steps, x: torch.zeros(len(x), 3))
     assert quick_forward(module, input_shape=(6,), rows=100) is module
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_packed_product_without_onednn_gives_the_same_numbers(
+    relu: bool, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiltyard.registry import forward
+
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(50, 7), torch.randn(5, 7), torch.randn(5) if with_bias else None
+    with torch.inference_mode():
+        packed = forward.packed_product(weight, bias, relu=relu, rows=64)(x)
+        monkeypatch.setattr(torch.ops, "mkldnn", None)
+        plain = forward.packed_product(weight, bias, relu=relu, rows=64)(x)
+    torch.testing.assert_close(packed, plain)
+    assert (plain < 0).any() != relu
