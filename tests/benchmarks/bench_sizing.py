@@ -191,18 +191,33 @@ def driver() -> Iterable[Figure]:
                 seed=number,  # or cells of the sweep before would be known
             )
             use_own_token(settings)
-            begun = time.process_time()
+            begun, theirs = time.process_time(), _ray_cpu_s()
             launch(settings, experiment, code_digest="c" * 64)
-            spent = time.process_time() - begun
+            spent, served = time.process_time() - begun, [b - a for a, b in zip(theirs, _ray_cpu_s(), strict=True)]
             stored = sum(p.stat().st_size for p in Path(settings.storage_uri).rglob("*") if p.is_file())
-            figures.append((number + number // 2, spent, stored))
+            figures.append((number + number // 2, spent, stored, served))
         import ray
 
         ray.shutdown()
-    _, (few, small, before), (many, large, after) = figures
+    _, (few, small, before, served_few), (many, large, after, served_many) = figures
     against = "each further pack and rung"
     yield Figure("sizing_driver_ms", 1e3 * (large - small) / (many - few), "ms CPU", against, None, None)
+    gcs, raylet = (1e3 * (b - a) / (many - few) for a, b in zip(served_few, served_many, strict=True))
+    yield Figure("sizing_gcs_ms", gcs, "ms CPU", against, None, None, "with the seconds that the sweep lasts")
+    yield Figure("sizing_raylet_ms", raylet, "ms CPU", against, None, None, "with the seconds that the sweep lasts")
     yield Figure("sizing_stored_kib", (after - before) / many / 1024, "KiB", "a rung of one logistic model", None, None)
+
+
+def _ray_cpu_s() -> tuple[float, float]:
+    """CPU seconds of the GCS and of the raylet that this process started."""
+    spent = {"gcs_server": 0.0, "raylet": 0.0}
+    for process in psutil.Process().children(recursive=True):
+        words = process.cmdline()
+        name = Path(words[0]).name if words else ""
+        if name in spent:
+            times = process.cpu_times()
+            spent[name] += times.user + times.system
+    return spent["gcs_server"], spent["raylet"]
 
 
 def head() -> Iterable[Figure]:
