@@ -241,7 +241,8 @@ def test_sweep_whose_baseline_needs_a_split_that_does_not_fit_is_refused_before_
 
 def test_sweep_records_how_its_packs_were_cut(swept: Outcome, journal: Journal) -> None:
     cut = journal.decisions(kind="packs")[0]
-    assert cut.evidence == {"slots": 2, "sizes": None}  # nothing was calibrated here
+    assert (cut.evidence["slots"], cut.evidence["sizes"]) == (2, None)  # nothing was calibrated here
+    assert cut.evidence["slot_bytes"] > 100 << 20
     assert "every launch of this key" in cut.outcome
 
 

@@ -9,10 +9,15 @@ import pytest
 import torch
 
 from tiltyard.errors import MachineError, TrainingError
+from tiltyard.experiment import Resources
 from tiltyard.journal import AttemptRow
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine import memory
 from tiltyard.sweep.engine.assignment import Assignment, Seat
+from tiltyard.sweep.engine.execute import pack_parts
+from tiltyard.sweep.engine.packing import pack_size_for
+from tiltyard.sweep.plan import Group, Trial
+from tiltyard.training import build_module, sizing
 from tiltyard.training.sizing import Sizes
 from tiltyard.types import Task
 
@@ -85,3 +90,36 @@ def test_sizes_that_were_measured_are_found_again_and_change_what_steps_together
     settings.sizes("cpu").write_text("{}")
     with pytest.raises(MachineError, match="Calibrate this kind of device again"):
         memory.sizes_of(settings, "cpu")
+
+
+def trial(index: int = 0, **config: object) -> Trial:
+    return Trial(
+        cell=f"c{index}", index=index, group="mlp@d", variant="mlp", model="mlp", config={"lr": 0.1, **config}, dataset="d",
+        dataset_version=1, dataset_digest="d" * 64, task=Task.MULTICLASS, input_shape=(64,), num_outputs=10, seed=index,
+        data_seed=0,
+    )  # fmt: skip
+
+
+def test_pack_is_as_large_as_fits_its_slot_and_never_empty() -> None:
+    trials = [trial(i, hidden=(1024, 1024)) for i in range(200)]
+    group = Group(name="mlp@d", variant="mlp", model="mlp", dataset="d", rungs=(1,), keep=1.0, trials=tuple(trials))
+
+    def size(slot_bytes: int | None, pack: int | str = "auto") -> int:
+        resources = Resources.model_validate({"pack": pack})
+        fit = memory.fitting(slot_bytes, "cpu", None)
+        return pack_size_for(resources, slots=1, groups=1, device="cpu", fit=fit)(group, trials)
+
+    assert size(None) == 200
+    assert size(1 << 40) == 200
+    fits = size(1 << 30)
+    spec, _ = pack_parts(assignment("mlp", 1, hidden=(1024, 1024)))
+    shape = sizing.shape_of(spec, build_module(spec, seed=0))
+    chunk = sizing.chunk_for(shape, "cpu")
+    assert 1 < fits < 200
+    assert sizing.estimate_bytes(shape, fits, chunk) <= 1 << 30 < sizing.estimate_bytes(shape, fits + 1, chunk)
+    assert size(1 << 20) == 1, "which its worker refuses with the arithmetic"
+    assert size(1 << 20, pack=7) == 7, "a number that somebody wrote is not changed behind their back"
+
+
+def test_pack_of_a_model_that_cannot_be_sized_is_left_to_its_worker() -> None:
+    assert memory.fitting(1 << 20, "cpu", None)(trial(nothing=1)) > 1 << 20

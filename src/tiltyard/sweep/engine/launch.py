@@ -29,7 +29,7 @@ from tiltyard.sweep.engine.finals import Look, columns_of, look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
-from tiltyard.sweep.engine.memory import sizes_of
+from tiltyard.sweep.engine.memory import fitting, sizes_of
 from tiltyard.sweep.engine.packing import is_queued, pack_size_for, shape_of
 from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models, prepare
 from tiltyard.sweep.engine.rows import ended_outside, results_of, trial_record, trial_row
@@ -348,7 +348,10 @@ class _Launch:
         slots = ray_runtime.slots(resources, groups_of(os.environ))
         slots = min(slots, resources.max_concurrent or slots)
         first = self._cut_of_first(slots, device)
-        size = pack_size_for(resources, slots=int(first["slots"]), groups=self.plan.side_by_side, device=device)
+        fit = fitting(first.get("slot_bytes"), device, first.get("sizes"))
+        size = pack_size_for(
+            resources, slots=int(first["slots"]), groups=self.plan.side_by_side, device=device, fit=fit
+        )
         machine = self._machine(size)
         self.control = Control(journal=self.journal, claim=self.claim, experiment=self.experiment, growth=self.growth)
         driver = SweepDriver(
@@ -393,13 +396,17 @@ class _Launch:
     def _cut_of_first(self, slots: int, device: str) -> Mapping[str, Any]:
         """How the key's first launch cut its packs, and in which chunks: the same packs give the same leaderboard."""
         sizes = sizes_of(self.settings, device)
+        memory = ray_runtime.slot_bytes(self.experiment.resources, groups_of(os.environ))
         measured = f"; chunks as measured on {sizes['measured_on']}" if sizes else ""
         first = self.journal.decide(
             kind="packs",
             subject=self.experiment.name,
             actor="driver",
-            evidence={"slots": slots, "sizes": sizes},
-            reasons=[f"the cluster holds {slots} packs at once{measured}"],
+            evidence={"slots": slots, "sizes": sizes, "slot_bytes": memory},
+            reasons=[
+                f"the cluster holds {slots} packs at once{measured}",
+                *([] if memory is None else [f"each has {memory >> 20} MiB, and no pack is larger than fits"]),
+            ],
             outcome=f"packs are cut for {slots} at once, in every launch of this key",
             once=f"packs/{self.claim.key}",
             claim=self.claim,

@@ -1,16 +1,17 @@
-"""How many members of a pack step together, from what is shipped or was measured here; half as many after memory ran out."""
+"""How many members fit a slot, and how many of a pack step together: as is shipped or was measured; half after memory ran out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tiltyard.journal import AttemptRow
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.assignment import Assignment
+from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.execute import pack_parts
-from tiltyard.sweep.engine.packing import is_queued
+from tiltyard.sweep.engine.packing import is_queued, shape_of
+from tiltyard.sweep.plan import Trial
 from tiltyard.types import Task
 
 if TYPE_CHECKING:
@@ -60,6 +61,49 @@ def chunk_of(assignment: Assignment, device: str, sizes: Mapping[str, Any] | Non
     kind = device.partition(":")[0]
     chunk = sizing.chunk_for(shape, kind, sizing.Sizes(**sizes) if sizes else None)
     return max(1, min(chunk, len(members)) >> halved)
+
+
+def fitting(slot_bytes: int | None, device: str, sizes: Mapping[str, Any] | None) -> Callable[[Trial], int]:
+    """The most members of a trial's shape that a pack may have: from shapes, estimated before anything is allocated.
+
+    Args:
+        slot_bytes: Memory for one pack; None where it is not known, and packs are not bounded by it.
+        device: Its kind.
+        sizes: As `chunk_of`.
+
+    Returns:
+        A function; it gives 1 where not even one fits, which the worker then says with the arithmetic.
+    """
+    if slot_bytes is None:
+        return lambda _: 1 << 30
+    found: dict[str, int] = {}
+
+    def fit(trial: Trial) -> int:
+        key = shape_of(trial)
+        if key not in found:
+            try:
+                found[key] = _fit(trial, slot_bytes, device, sizes)
+            except Exception:  # of a user's model: the attempt will meet it and record it
+                return 1 << 30
+        return found[key]
+
+    return fit
+
+
+def _fit(trial: Trial, slot_bytes: int, device: str, sizes: Mapping[str, Any] | None) -> int:
+    from tiltyard.training import build_module, sizing
+
+    seat = Seat(cell=trial.cell, seed=trial.seed, config=trial.config, source=None)
+    spec, _ = pack_parts(
+        Assignment(
+            pack_id="", group=trial.group, rung=0, from_epoch=0, to_epoch=1, total_epochs=1, model=trial.model,
+            task=trial.task, input_shape=trial.input_shape, num_outputs=trial.num_outputs, metrics=(),
+            dataset=trial.dataset, data_seed=trial.data_seed, seats=(seat,),
+        )
+    )  # fmt: skip
+    shape = sizing.shape_of(spec, build_module(spec, seed=0))
+    chunk = sizing.chunk_for(shape, device, sizing.Sizes(**sizes) if sizes else None)
+    return max(1, sizing.members_that_fit(shape, chunk, slot_bytes - sizing.kept_by_allocator(shape, device)))
 
 
 def usual_spec() -> PackSpec:

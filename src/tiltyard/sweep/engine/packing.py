@@ -51,11 +51,19 @@ def shape_of(trial: Trial) -> str:
 
 
 def pack_size_for(
-    resources: Resources, *, slots: int, groups: int, device: str
+    resources: Resources, *, slots: int, groups: int, device: str, fit: Callable[[Trial], int] = lambda _: 1 << 30
 ) -> Callable[[Group, Sequence[Trial]], int]:
     """Members of a pack, from shapes, slots and the kind of device, never from timings.
 
-    Groups run side by side, so a group is cut up only where there are more slots than groups.
+    Groups run side by side, so a group is cut up only where there are more slots than groups, or where a larger pack would
+    not fit.
+
+    Args:
+        resources: Whose ``pack`` decides where it is a number.
+        slots: Packs at once.
+        groups: That run side by side.
+        device: Its kind.
+        fit: The most members of a trial's shape that a slot's memory holds (`tiltyard.sweep.engine.memory.fitting`).
     """
     at_once = max(1, math.ceil(slots / max(1, groups)))
 
@@ -66,6 +74,8 @@ def pack_size_for(
         if is_queued(group.model):
             fewest, most = QUEUE_MEMBERS
             most = min(most, max(fewest, math.ceil(len(trials) / (QUEUES_A_SLOT * at_once))))
+        else:
+            most = min(most, fit(trials[0]))
         return max(1, min(most, math.ceil(len(trials) / at_once)))
 
     return size

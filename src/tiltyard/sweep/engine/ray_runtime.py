@@ -123,6 +123,26 @@ def slots(resources: Resources, groups: Sequence[NodeGroup] = ()) -> int:
     return max(1, fit(ask, have))
 
 
+def slot_bytes(resources: Resources, groups: Sequence[NodeGroup] = ()) -> int | None:
+    """Memory for one pack where the most of them run beside each other; None where it is not known.
+
+    Of a GPU, as this process sees one; else of the node that has the least for each pack that fits it, as Ray counts memory.
+    """
+    if resources.gpus:
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        return int(torch.cuda.get_device_properties(0).total_memory * min(1.0, resources.gpus))
+    ask, found = asked(resources, groups), []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        has = node["Resources"]
+        packs = min(fit(ask, has), resources.max_concurrent or 1 << 30) if node["Alive"] else 0
+        if packs and has.get("memory"):
+            found.append(int(has["memory"] // packs))
+    return min(found, default=None)
+
+
 def _object_store_bytes() -> int:
     import psutil
 
