@@ -93,6 +93,8 @@ def ray_env(
         **{name: env.get(name, value) for name, value in SERVE_ENV.items()},
         "RAY_USAGE_STATS_ENABLED": "0",
         LOOPBACK_ENV: "0",
+        # One node has nowhere to move its work to: with Ray's 30 s `down` waited 10 s, then ended it by force.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
         "RAY_GRAFANA_HOST": env.get("RAY_GRAFANA_HOST", "DISABLED"),
