@@ -10,12 +10,14 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from tiltyard.data.store import DatasetStore
-from tiltyard.data.stream import share
+from tiltyard.data.stream import Shared, share
 from tiltyard.errors import AlreadyClaimedError, MachineError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialUpdate
@@ -45,6 +47,8 @@ from tiltyard.telemetry.traces import environment
 from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, drain_leftover
 from tiltyard.types import trains_itself
 
+SHARED_AT_ONCE = 4
+"""Datasets that are read at the same time: each needs a few processes and the memory of what it reads."""
 Page = Callable[[str, Leaderboard, str | None], bytes | None]
 """Draws and keeps the report of a key that is about to be finished, from its leaderboard and why it ended early; None where
 it could not."""
@@ -188,6 +192,23 @@ def _check_placement(experiment: Experiment) -> None:
     nodes = ray_runtime.nodes(groups_of(os.environ))
     if nodes is not None:
         check_placement(experiment.resources, nodes)
+
+
+def _all_at_once(reads: Mapping[str, Callable[[], Shared]]) -> dict[str, Shared]:
+    """Shares datasets side by side: a small one takes seconds, nearly all of it the start of the processes that read it.
+
+    Raises:
+        TiltyardError: Of the first that cannot be shared; the others are ended.
+    """
+    with ThreadPoolExecutor(max_workers=SHARED_AT_ONCE) as pool:
+        found = {name: pool.submit(read) for name, read in reads.items()}
+    errors = [error for f in found.values() if (error := f.exception()) is not None]
+    if errors:
+        for f in found.values():
+            if f.exception() is None:
+                f.result().close()
+        raise errors[0]
+    return {name: f.result() for name, f in found.items()}
 
 
 def growth_of(
@@ -417,18 +438,21 @@ class _Launch:
         store = DatasetStore(self.settings.data_uri)
         queued = ", ".join(v.name for v in self.experiment.variants if is_queued(v.model))
         whole = {"train": f"by {queued}, which cannot be streamed"} if queued else {}
-        splits = {
-            name: share(
-                p.version,
-                store,
-                preprocessor=p.preprocessor,
-                memory_share=self.experiment.resources.memory_share / len(self.prepared),
-                whole=whole | {"validation": "by scoring"},
-                consumers=slots,
-                consumer_cpus=self.experiment.resources.cpus,
-            )
-            for name, p in self.prepared.items()
-        }
+        splits = _all_at_once(
+            {
+                name: partial(
+                    share,
+                    p.version,
+                    store,
+                    preprocessor=p.preprocessor,
+                    memory_share=self.experiment.resources.memory_share / len(self.prepared),
+                    whole=whole | {"validation": "by scoring"},
+                    consumers=slots,
+                    consumer_cpus=self.experiment.resources.cpus,
+                )
+                for name, p in self.prepared.items()
+            }
+        )
         return Post(
             claim=self.claim,
             journal_uri=self.settings.journal_uri,
