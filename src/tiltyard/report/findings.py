@@ -347,7 +347,7 @@ def time_of(
     """
     own = {a.storage_uri for a in attempts if a.storage_uri is not None}
     reused = {cell: [s for s in scores if s.storage_uri not in own] for cell, scores in by_cell.items()}
-    trained = sum(a.metered_s for a in attempts if a.state == "done")
+    trained = sum(a.metered_s for a in attempts if a.state in {"done", "saved"})
     wasted = sum(a.metered_s for a in attempts if a.state in {"failed", "fenced"})
     wasted += spend.by_what.get("lost packs", 0.0)
     held = max(spend.wall_s, trained + wasted)
