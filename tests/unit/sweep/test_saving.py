@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.execute import CURVES, Outcome, execute, read_curves
 from tiltyard.sweep.engine.layout import Storage
 from tiltyard.sweep.engine.saving import Saving, ask_packs, save_s, saved_by
+from tiltyard.training import checkpoint
 from tiltyard.types import Task
 
 ASSIGNMENT = Assignment(
@@ -71,6 +75,37 @@ def test_pack_at_the_end_of_its_rung_is_done_whatever_is_asked(tmp_path: Path) -
     looks = iter([False, False, False, True])
     outcome, epochs = run(tmp_path / "a", saving=lambda: next(looks))
     assert (outcome.saved, set(outcome.scores), epochs) == (False, {"c0", "c1"}, [1, 2, 3, 4])
+
+
+def test_checkpoint_of_a_rung_is_written_while_its_last_epoch_is_scored(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    meta, written = folder / f".{checkpoint.META}", folder / checkpoint.META
+    readers = []
+
+    def look(epoch: int) -> None:  # the last epoch is scored by now
+        if epoch == ASSIGNMENT.to_epoch:
+            deadline = time.monotonic() + 60
+            while not any(folder.glob("*.safetensors")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert any(folder.glob("*.safetensors")), "it is being written"
+            assert not written.exists(), "and waits at the pipe"
+            readers.append(threading.Thread(target=meta.read_text))
+            readers[0].start()
+
+    folder.mkdir()
+    os.mkfifo(meta)  # opening it to write waits for a reader
+    feeds = {"train": feed("train"), "validation": feed("validation")}
+    outcome = execute(ASSIGNMENT, **feeds, storage=Storage(""), folder=folder, on_epoch=look)
+    readers[0].join(timeout=60)
+    assert set(outcome.scores) == {"c0", "c1"}
+    assert written.exists(), "it is there before anybody is told of scores"
+
+
+def test_checkpoint_of_a_rung_that_cannot_be_written_fails_the_attempt(tmp_path: Path) -> None:
+    (tmp_path / "a" / f".{checkpoint.META}").mkdir(parents=True)
+    feeds = {"train": feed("train"), "validation": feed("validation")}
+    with pytest.raises(OSError, match=checkpoint.META):
+        execute(ASSIGNMENT, **feeds, storage=Storage(""), folder=tmp_path / "a")
 
 
 def claimed(journal: Journal) -> Claim:

@@ -184,32 +184,33 @@ def _pack(
     saving: Callable[[], bool],
     outcome: Outcome,
 ) -> None:
-    """Members that step together, from where the pack stands."""
+    """Members that step together, from where the pack stands; the checkpoint is written while the last epoch is scored."""
     x, y = validation.all()
     x, y = x.to(pack.device), y.to(pack.device)
-    for epoch in range(pack.epoch, assignment.to_epoch):
-        batches = _Timed(train.epoch(epoch))
-        losses = pack.train_epoch(batches, steps_per_epoch=train.steps_per_epoch)
-        outcome.data_wait_s += batches.waited_s
-        outcome.rows += batches.rows
-        scores = pack.score(x, y, assignment.metrics)
+    with ExitStack() as beside:  # whatever happens, the checkpoint is whole, or its error is told, before this ends
+        for epoch in range(pack.epoch, assignment.to_epoch):
+            batches = _Timed(train.epoch(epoch))
+            losses = pack.train_epoch(batches, steps_per_epoch=train.steps_per_epoch)
+            if epoch + 1 == assignment.to_epoch:
+                beside.callback(pack.save_later(folder).wait)
+            outcome.data_wait_s += batches.waited_s
+            outcome.rows += batches.rows
+            scores = pack.score(x, y, assignment.metrics)
+            for i, member in enumerate(pack.members):
+                values = {name: float(found[i]) for name, found in scores.items()}
+                outcome.add_point(member.name, epoch + 1, float(losses[i]), values)
+            on_epoch(epoch + 1)
+            if set(assignment.cells) <= set(withdrawn()):
+                outcome.withdrawn |= set(assignment.cells)
+                return
+            if epoch + 1 < assignment.to_epoch and saving():
+                pack.save(folder)
+                outcome.saved = True
+                return
+        failed = pack.failures()
         for i, member in enumerate(pack.members):
-            outcome.add_point(
-                member.name, epoch + 1, float(losses[i]), {name: float(values[i]) for name, values in scores.items()}
-            )
-        on_epoch(epoch + 1)
-        if set(assignment.cells) <= set(withdrawn()):
-            outcome.withdrawn |= set(assignment.cells)
-            return
-        if epoch + 1 < assignment.to_epoch and saving():
-            pack.save(folder)
-            outcome.saved = True
-            return
-    failed = pack.failures()
-    for i, member in enumerate(pack.members):
-        metrics = {name: float(values[i]) for name, values in scores.items()}
-        _judge(outcome, member.name, metrics, failed.get(member.name))
-    pack.save(folder)
+            metrics = {name: float(found[i]) for name, found in scores.items()}
+            _judge(outcome, member.name, metrics, failed.get(member.name))
 
 
 def _open_saved(
