@@ -21,8 +21,10 @@ from tiltyard.report.record import pick_launch, reading
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.control import replay
 from tiltyard.sweep.engine.launch import growth_of
+from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.prepare import prepare
 from tiltyard.sweep.engine.rows import ended_outside
+from tiltyard.sweep.engine.stock_checkpoints import UNSAVED, saved_of
 from tiltyard.sweep.halving import TrialState
 from tiltyard.sweep.plan import Group, plan
 from tiltyard.sweep.remaining import SKIP, Step, remaining
@@ -106,6 +108,7 @@ def find(settings: Settings, wanted: str) -> Resumable:
             refused=growth.refused,
             withdrawn=withdrawn,
             ended=ended,
+            saved=_saved(Layout(Storage(settings.storage_uri), the_plan.key), the_plan.groups),
             grow=lambda machine: growth.grow(machine, load),
         )
     if found.state == "finished":  # by its budget, with trials left
@@ -119,6 +122,12 @@ def find(settings: Settings, wanted: str) -> Resumable:
         later=sum(growth.plan.later.values()),
         replicates=growth.plan.replicates,
     )
+
+
+def _saved(layout: Layout, groups: Sequence[Group]) -> dict[str, int]:
+    """Epochs of the checkpoints that trials outside of packs go on from, by cell."""
+    outside = (t for g in groups if g.scheduler and g.scheduler not in UNSAVED for t in g.trials)
+    return {t.cell: found.epoch for t in outside if (found := saved_of(layout, t)) is not None}
 
 
 def _recorded(journal: Journal, launch: Launch) -> Experiment:

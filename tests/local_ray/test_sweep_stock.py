@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tiltyard.experiment import Halving, Search, Variant
 from tiltyard.journal import Journal
 from tiltyard.report.record import curve_of
 from tiltyard.settings import Settings
+from tiltyard.sweep.engine.stock_checkpoints import saved_of
 from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray
@@ -82,6 +84,33 @@ def test_sweep_of_trainables_under_asha_beside_packs_ends_each_in_a_named_state(
 
     reused = sweeps.run_launch(settings, wanted)
     assert (reused.state, reused.leaderboard) == ("reused", outcome.leaderboard)
+
+
+def test_trainable_interrupted_goes_on_from_its_last_checkpoint(settings: Settings, tmp_path: Path) -> None:
+    steps = Variant(
+        name="steps",
+        model="tune:users_trainables:Steps",
+        fixed={"folder": str(tmp_path), "together": 1, "driver": os.getpid(), "interrupt_at": 3, "rate": 0.1},
+    )
+    wanted = sweeps.experiment(variants=(steps,), datasets=(DatasetRef("rings"),), search=Search(trials=1, epochs=4))
+    interrupted = sweeps.run_launch(settings, wanted)
+    assert interrupted.state == "stopped"
+    (trial,) = interrupted.plan.trials
+    saved = saved_of(interrupted.layout, trial)
+    assert saved is not None
+    assert saved.epoch in {2, 3}  # the third report may just have come
+
+    outcome = sweeps.run_launch(settings, wanted)
+    (row,) = outcome.leaderboard.tables["rings"]
+    assert (row.state, row.epoch) == ("done", 4)
+    assert row.validation == pytest.approx(0.4)
+    trained = [int(line) for line in (tmp_path / "steps").read_text().split()]
+    assert trained == [1, 2, 3, *range(saved.epoch + 1, 5)]
+    with Journal.open(settings.journal_uri) as journal:
+        told = curve_of(journal.cell_scores([row.cell]), row.cell)
+        tries = [(a.state, a.layout["goes_on_from"]) for a in journal.attempts(outcome.claim.key)]
+    assert [p["epoch"] for p in told] == [1, 2, 3, 4]
+    assert tries == [("failed", 0), ("done", saved.epoch)]
 
 
 def test_sweep_of_a_trainable_under_pbt_says_what_it_changed(settings: Settings, tmp_path: Path) -> None:

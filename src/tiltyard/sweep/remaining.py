@@ -40,6 +40,7 @@ def remaining(
     refused: Mapping[str, str] | None = None,
     withdrawn: Mapping[str, Withdrawal] | None = None,
     ended: Mapping[str, TrialState] | None = None,
+    saved: Mapping[str, int] | None = None,
     grow: Callable[[Machine], Sequence[Group]] = lambda _: (),
 ) -> tuple[Step, ...]:
     """One step a trial, in the plan's order.
@@ -53,6 +54,7 @@ def remaining(
         refused: Why trials cannot be trained, by cell.
         withdrawn: Trials that a person stopped.
         ended: How trials stand that ran outside of packs.
+        saved: Epochs of the checkpoints that such trials go on from, by cell.
         grow: Adds to the machine what joins the plan, by what is known; the groups.
     """
     machine = Machine(
@@ -72,11 +74,13 @@ def remaining(
     while (pack := machine.next()) is not None:
         packs |= dict.fromkeys(pack.cells, pack)
     return tuple(
-        _step(machine, trial, packs.get(trial.cell), group.rungs[-1]) for group in groups for trial in group.trials
+        _step(machine, trial, packs.get(trial.cell), group.rungs[-1], (saved or {}).get(trial.cell, 0))
+        for group in groups
+        for trial in group.trials
     )
 
 
-def _step(machine: Machine, trial: Trial, pack: StartPack | None, last_epoch: int) -> Step:
+def _step(machine: Machine, trial: Trial, pack: StartPack | None, last_epoch: int, saved: int) -> Step:
     state = machine.state_of(trial.cell)
     if pack is not None:
         action = CONTINUE if pack.from_epoch else RUN
@@ -84,7 +88,10 @@ def _step(machine: Machine, trial: Trial, pack: StartPack | None, last_epoch: in
             f"its last rung is recorded at epoch {pack.from_epoch}" if pack.from_epoch else "nothing of it is recorded"
         )
         return Step(trial=trial, action=action, from_epoch=pack.from_epoch, to_epoch=pack.to_epoch, why=why)
-    if state.state == "planned":  # outside of packs: it begins anew
+    if state.state == "planned" and saved:  # outside of packs
+        why = f"its last checkpoint was saved at epoch {saved}"
+        return Step(trial=trial, action=CONTINUE, from_epoch=saved, to_epoch=last_epoch, why=why)
+    if state.state == "planned":
         return Step(trial=trial, action=RUN, from_epoch=0, to_epoch=last_epoch, why="nothing of it is recorded")
     if state.state == "waiting":
         why = f"others of its group have yet to reach epoch {state.epoch}"

@@ -7,8 +7,9 @@ the splits (`tiltyard.sweep.engine.own_child.Data`). It reports the experiment's
 epochs.
 
 Stock schedulers judge each report against those that came before it, so what they stop depends on the order of events: a
-leaderboard with such trials names them so, and a resume runs anew what had not ended, with a scheduler that remembers
-nothing. Journal, curves, MLflow and leaderboard are the same as those of packs.
+leaderboard with such trials names them so. A resume goes on with what had not ended from its last checkpoint, where there is
+one (`tiltyard.sweep.engine.stock_checkpoints`), with a scheduler that remembers nothing. Journal, curves, MLflow and
+leaderboard are the same as those of packs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tiltyard.sweep.engine.execute import CURVES
 from tiltyard.sweep.engine.own import Child, wrong_report
 from tiltyard.sweep.engine.own_child import Data
 from tiltyard.sweep.engine.searcher import Led
+from tiltyard.sweep.engine.stock_checkpoints import KEPT, UNSAVED, Saved, give, note, pack_id_of, saved_of
 from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.halving import StartPack, TrialState
 from tiltyard.sweep.plan import Group, Trial
@@ -78,6 +80,7 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
             verbose=0,
             callbacks=[_Told(conductor)],
             stop=_Stop(conductor),
+            checkpoint_config=_checkpoints(group),
         ),
     )
     with warnings.catch_warnings():  # Ray Tune would rather have actors reused than a user's trainable start anew
@@ -100,6 +103,25 @@ class _Conductor:
         self._ended: set[str] = set()
         self._tune_trials: dict[str, Any] = {}
         self._cells: dict[str, str] = {}
+        self._goes_on_from: dict[str, int] = {}
+
+    def add(self, tune_trial: Any) -> None:
+        """Ray Tune has made a trial of one of ours; what an earlier launch saved of it is given to it."""
+        cell = self.cell_of(tune_trial)
+        if self.group.scheduler in UNSAVED:
+            return
+        saved = saved_of(self.driver.layout, self.trials[cell])
+        if saved is not None:
+            give(self.driver.layout, tune_trial, saved)
+            self._points[cell], self._goes_on_from[cell] = list(saved.points), saved.epoch
+
+    def checkpoint(self, tune_trial: Any, path: str) -> None:
+        """A trial has saved a checkpoint, with the last report that it made."""
+        cell = self.cell_of(tune_trial)
+        points = _last_of_each_epoch(self._points.get(cell, []))
+        if points and self.group.scheduler not in UNSAVED:
+            epoch = int(points[-1]["epoch"])
+            note(self.driver.layout, self.trials[cell], Saved(epoch=epoch, path=path, points=points))
 
     def cell_of(self, tune_trial: Any) -> str:
         """The cell of Ray Tune's trial, as it was when it was added: PBT copies the whole configuration of another."""
@@ -134,7 +156,7 @@ class _Conductor:
             rung=0,
             cells=[cell],
             device_kind="tune",
-            layout={"scheduler": self.group.scheduler},
+            layout={"scheduler": self.group.scheduler, "goes_on_from": self._goes_on_from.get(cell, 0)},
         )
         self.running[cell] = attempt, time.time()
         self._tell(cell, TrialState(state="running"))
@@ -264,7 +286,7 @@ class _Conductor:
         )
 
     def _pack_id(self, cell: str) -> str:
-        return f"{self.group.name}/t{self.trials[cell].index:03d}"
+        return pack_id_of(self.trials[cell])
 
 
 class _Told(Led, Callback):
@@ -287,6 +309,11 @@ class _Told(Led, Callback):
         """A trial raised, or its process died."""
         del iteration, trials, info
         self._conductor.end(trial, error=_why(trial))
+
+    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+        """A trial's checkpoint is in storage."""
+        del iteration, trials, info
+        self._conductor.checkpoint(trial, str(checkpoint.path))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """After every turn of the loop."""
@@ -317,7 +344,7 @@ class _Guarded(Led):
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Notes the controller, for ending trials that hear nothing, and whose trial it is."""
         self._conductor.controller = tune_controller
-        self._conductor.cell_of(trial)
+        self._conductor.add(trial)
         super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -373,6 +400,15 @@ def _scheduler(conductor: _Conductor, experiment: Experiment, group: Group) -> A
         made = _Fifo()  # type: ignore[no-untyped-call]
     made._conductor = conductor
     return made
+
+
+def _checkpoints(group: Group) -> tune.CheckpointConfig:
+    """Of a class that can save itself, a checkpoint after each report; a function says itself when there is one."""
+    if group.scheduler in UNSAVED:  # PBT saves what it copies
+        return tune.CheckpointConfig()
+    found = builder(group.model.removeprefix(TUNE_TRAINABLE)) if group.model.startswith(TUNE_TRAINABLE) else None
+    saves = inspect.isclass(found) and getattr(found, "save_checkpoint", None) is not tune.Trainable.save_checkpoint
+    return tune.CheckpointConfig(num_to_keep=KEPT, checkpoint_frequency=1 if saves else 0)
 
 
 def _mutations(variant: Variant) -> dict[str, Any]:
