@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from ray import tune
 
 from tiltyard.data.stream import open_feed
 from tiltyard.errors import ModelError, SpecError, TrainingError
-from tiltyard.journal import Attempt, CellScore, Claim, Journal
+from tiltyard.journal import Attempt, AttemptRow, CellScore, Claim, Journal
 from tiltyard.sweep.engine import memory
 from tiltyard.sweep.engine.assignment import Assignment
 from tiltyard.sweep.engine.execute import Keep, Outcome, batch_size_of, execute
@@ -109,14 +109,20 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
     journal = _journal(post.journal_uri)
     layout = Layout(Storage(post.storage_uri), post.claim.key)
     assignment = Assignment.from_dict(layout.storage.read_json(layout.assignment(config["pack"])))
-    halved = memory.halvings(journal.attempts(post.claim.key, assignment.pack_id))
+    tried = journal.attempts(post.claim.key, assignment.pack_id)
+    halved = memory.halvings(tried)
     try:
         chunk = memory.chunk_of(assignment, post.device, post.sizes, halved)
     except Exception:  # of a user's model: the attempt will meet it again and record it
         chunk = None
-    saved = (
-        None if is_queued(assignment.model) else saved_by(journal, post.claim.key, assignment.pack_id, assignment.cells)
-    )
+    queued = is_queued(assignment.model)
+    saved = None if queued else saved_by(journal, post.claim.key, assignment.pack_id, assignment.cells)
+    left = assignment
+    if queued:  # its members are recorded one by one; what an earlier attempt did is done
+        known = journal.cell_scores(assignment.cells, [assignment.to_epoch])
+        left = replace(
+            assignment, seats=tuple(s for s in assignment.seats if (s.cell, assignment.to_epoch) not in known)
+        )
     attempt = journal.start_attempt(
         post.claim,
         assignment.pack_id,
@@ -128,6 +134,7 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
             "chunk": chunk,
             "halved": halved,
             "goes_on_from": saved,
+            **({"first": left.cells[0]} if queued and left.seats else {}),
             "pid": os.getpid(),
             "unpaid_since": _METER.unpaid_since(post),  # whoever must charge for this process, should it die
         },
@@ -138,11 +145,13 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
     uri = layout.attempt(assignment.pack_id, attempt.number)
     try:
         stopped = _Stopped(journal, post.claim.key)
-        left, keep = assignment, None
-        if is_queued(assignment.model):  # its members are recorded one by one; what an earlier attempt did is done
-            known = journal.cell_scores(assignment.cells, [assignment.to_epoch])
-            seats = tuple(s for s in assignment.seats if (s.cell, assignment.to_epoch) not in known)
-            left, keep = replace(assignment, seats=seats), _keeper(journal, attempt, assignment, layout.storage, uri)
+        keep = _keeper(journal, attempt, assignment, layout.storage, uri) if queued else None
+        why = died_twice([a for a in tried if a.started >= post.since], left.cells)
+        if keep is not None and why is not None:
+            lost = Outcome(failed={left.cells[0]: why})
+            with keep(left.cells[0], lost) as folder:
+                lost.write_curves(folder)
+            left = replace(left, seats=left.seats[1:])
         outcome = _train(
             left, post, layout.storage, uri, report, stopped, chunk, keep, Saving(journal, post.claim), saved
         )
@@ -167,6 +176,18 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
     _METER.charge(journal, post)
     _count(assignment, outcome, time.monotonic() - started)
     tune.report({"epoch": assignment.to_epoch, "wait_s": outcome.data_wait_s})
+
+
+def died_twice(tried: Sequence[AttemptRow], left: Sequence[str]) -> str | None:
+    """Why the next member of a queue is not tried a third time: it trained when the last two attempts died.
+
+    Args:
+        tried: The attempts of this launch before this one; each notes the cell that it began with.
+        left: Cells of the queue that are not recorded, in their order.
+    """
+    if len(tried) < 2 or not left or tried[-1].layout.get("first") != left[0]:
+        return None
+    return tried[-1].reason or "its worker process died twice while it trained; where nobody did that, memory ran out"
 
 
 def _train(
