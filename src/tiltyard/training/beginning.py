@@ -53,37 +53,43 @@ def rebuild_module(spec: PackSpec, state: Mapping[str, Tensor], *, source: str =
     return module.eval()
 
 
-def first_rows(spec: PackSpec, members: Sequence[Member], order: Sequence[str]) -> tuple[Tensor, Stacked]:
-    """The numbers that members begin with.
+class Beginning:
+    """The numbers that members of a pack begin with.
 
     Args:
         spec: Of the pack.
-        members: Whose.
         order: Names of the parameters that train.
-
-    Returns:
-        Parameters ``(members, num_params)`` in that order, and what else a member carries, with one row a member.
     """
-    extra: dict[str, list[Tensor]] = {}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(1)
-        module = _built(spec, 1.0)
-        params = torch.empty((len(members), len(_row(module, order))))
-        draws = _draws(module, order) if spec.model in FAMILIES else None
-        if draws is not None:
-            like = torch.empty_like(_row(module, order))
-            _draw(like, draws, seed=1, init_scale=1.0)
-            if torch.equal(like, _row(module, order)):
-                for row, member in zip(params, members, strict=True):
-                    _draw(row, draws, seed=member.seed, init_scale=member.init_scale)
-                return params, {}
-        for row, member in zip(params, members, strict=True):
-            torch.default_generator.manual_seed(member.seed)
-            module = _built(spec, member.init_scale)
-            row.copy_(_row(module, order))
-            for name, value in carried(module).items():
-                extra.setdefault(name, []).append(value)
-    return params, {n: torch.stack(v) for n, v in extra.items()}
+
+    def __init__(self, spec: PackSpec, order: Sequence[str]) -> None:
+        self._spec, self._order = spec, tuple(order)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)
+            module = _built(spec, 1.0)
+            like = _row(module, self._order)
+            self._size = len(like)
+            self._draws = _draws(module, self._order) if spec.model in FAMILIES else None
+            if self._draws is not None:
+                found = torch.empty_like(like)
+                _draw(found, self._draws, seed=1, init_scale=1.0)
+                if not torch.equal(found, like):
+                    self._draws = None
+
+    def rows(self, members: Sequence[Member]) -> tuple[Tensor, Stacked]:
+        """Of some members: parameters ``(members, num_params)``, and what else a member carries, with one row a member."""
+        params = torch.empty((len(members), self._size))
+        extra: dict[str, list[Tensor]] = {}
+        with torch.random.fork_rng(devices=[]):
+            for row, member in zip(params, members, strict=True):
+                if self._draws is not None:
+                    _draw(row, self._draws, seed=member.seed, init_scale=member.init_scale)
+                    continue
+                torch.default_generator.manual_seed(member.seed)
+                module = _built(self._spec, member.init_scale)
+                row.copy_(_row(module, self._order))
+                for name, value in carried(module).items():
+                    extra.setdefault(name, []).append(value)
+        return params, {n: torch.stack(v) for n, v in extra.items()}
 
 
 def _built(spec: PackSpec, init_scale: float) -> nn.Module:

@@ -203,13 +203,15 @@ class Chunk:
             seen, own = self._seen(x, None)
             into.copy_(self._vmapped.predict(seen, own=own).transpose(1, 2))
 
-    def params(self) -> Tensor:
-        """A copy, ``(members, num_params)``."""
-        return self._params.rows()
+    @property
+    def params(self) -> Buffer:
+        """Parameters of all members."""
+        return self._params
 
-    def moments(self) -> dict[str, Tensor]:
-        """Copies, ``(members, num_params)`` each."""
-        return {n: buffer.rows() for n, buffer in self._moments.items()}
+    @property
+    def moments(self) -> Mapping[str, Buffer]:
+        """What the optimiser remembers."""
+        return self._moments
 
     def extra(self) -> Stacked:
         """What else a member carries, with one row a member; not copied."""

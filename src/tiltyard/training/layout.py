@@ -100,6 +100,16 @@ class Buffer:
             self.view(name).copy_(rows[:, at : at + size].view(self.members, *self.layout.slots[name].shape))
             at += size
 
+    def read(self, rows: Tensor) -> None:
+        """Fills ``(members, num_params)``, on any device, with parameters in the order of the model."""
+        at = 0
+        for name in self.layout.order:
+            size = self.layout.slots[name].size
+            rows[:, at : at + size].view(self.members, *self.layout.slots[name].shape).copy_(self.view(name))
+            at += size
+
     def rows(self) -> Tensor:
         """A copy as ``(members, num_params)``, parameters in the order of the model."""
-        return torch.cat([self.view(name).reshape(self.members, -1) for name in self.layout.order], dim=1)
+        found = torch.empty((self.members, self.layout.num_params), device=self.flat.device)
+        self.read(found)
+        return found

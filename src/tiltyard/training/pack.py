@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from tiltyard.errors import ModelError, TrainingError, UnpackableError
 from tiltyard.models import MaskedInput
 from tiltyard.training import checkpoint, dense, sizing
-from tiltyard.training.beginning import build_module, first_rows
+from tiltyard.training.beginning import Beginning, build_module
 from tiltyard.training.chunk import Batch, Chunk, Model
-from tiltyard.training.layout import Layout
+from tiltyard.training.layout import Buffer, Layout
 from tiltyard.training.optimizers import rates
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import Member, PackSpec
@@ -108,8 +108,13 @@ class Pack:
             MachineError: If it needs more memory than there is.
         """
         pack = cls(spec, members, device=device, chunk=chunk, threads=threads, sizes=sizes)
-        params, extra = first_rows(spec, pack.members, pack._model.layout.order)
-        pack._fill(params, {}, extra)
+        beginning = Beginning(spec, pack._model.layout.order)
+
+        def rows(at: slice) -> _Rows:
+            params, extra = beginning.rows(pack.members[at])
+            return _Rows(params, {}, extra)
+
+        pack._fill(rows)
         return pack
 
     def _check_model(self, module: nn.Module, parts: tuple[dense.Part, ...] | None) -> None:
@@ -137,22 +142,15 @@ class Pack:
                 f"{wanted} is wanted."
             )
 
-    def _fill(self, params: Tensor, moments: Mapping[str, Tensor], extra: Stacked) -> None:
-        """Lays rows out as chunks; all have one row a member, parameters in the order of the model."""
-        self._chunks, self._held, self._live = [], self.members, None
+    def _fill(self, rows: Callable[[slice], _Rows]) -> None:
+        """Lays members out as chunks, asking for the rows of one chunk after the other."""
+        chunks = []
         for start, end in pairwise([*range(0, len(self.members), self.chunk), len(self.members)]):
             at = slice(start, end)
-            self._chunks.append(
-                Chunk(
-                    self._model,
-                    self.members[at],
-                    params[at],
-                    {n: m[at] for n, m in moments.items()},
-                    {n: e[at].to(self.device, copy=True) for n, e in extra.items()},
-                    self.step,
-                    self.device,
-                )
-            )
+            own = rows(at)
+            extra = {n: e.to(self.device, copy=True) for n, e in own.extra.items()}
+            chunks.append(Chunk(self._model, self.members[at], own.params, own.moments, extra, self.step, self.device))
+        self._chunks, self._held, self._live = chunks, self.members, None
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -307,7 +305,7 @@ class Pack:
         held = i if self._live is None else self._live[i]
         chunk, at = self._chunks[held // self.chunk], held % self.chunk
         module = build_module(self.spec, seed=0)
-        values = chunk.params()[at].cpu()
+        values = chunk.params.rows()[at].cpu()
         state: dict[str, Tensor] = {n: e[at].cpu().clone() for n, e in chunk.extra().items()}
         first = 0
         for param in self._model.layout.order:
@@ -350,8 +348,7 @@ class Pack:
         self._failed = {n: r for n, r in self._failed.items() if n not in left}
         self.members, self._live = tuple(self.members[i] for i in stay), live
         if sizing.ladder(len(live)) < sizing.ladder(len(self._held)):
-            rows = self._rows()
-            self._fill(rows.params, rows.moments, rows.extra)
+            self._fill(self._rows().part)
 
     def keep(self, names: Sequence[str]) -> Pack:
         """A pack of these members alone, in this order.
@@ -362,9 +359,7 @@ class Pack:
         at = [self._index(n) for n in names]
         pack = self._like([self.members[i] for i in at])
         rows = self._rows()
-        pack._fill(
-            rows.params[at], {n: m[at] for n, m in rows.moments.items()}, {n: e[at] for n, e in rows.extra.items()}
-        )
+        pack._fill(lambda some: rows.part(at[some]))
         kept = set(names)
         pack._failed = {n: r for n, r in self._failed.items() if n in kept}
         return pack
@@ -390,9 +385,11 @@ class Pack:
         pack = first._like([m for p in packs for m in p.members])
         rows = [p._rows() for p in packs]
         pack._fill(
-            torch.cat([r.params.to(pack.device) for r in rows]),
-            {n: torch.cat([r.moments[n].to(pack.device) for r in rows]) for n in rows[0].moments},
-            {n: torch.cat([r.extra[n].to(pack.device) for r in rows]) for n in rows[0].extra},
+            _Rows(
+                torch.cat([r.params.to(pack.device) for r in rows]),
+                {n: torch.cat([r.moments[n].to(pack.device) for r in rows]) for n in rows[0].moments},
+                {n: torch.cat([r.extra[n].to(pack.device) for r in rows]) for n in rows[0].extra},
+            ).part
         )
         pack._failed = {n: r for p in packs for n, r in p._failed.items()}
         return pack
@@ -409,14 +406,23 @@ class Pack:
         pack.epoch, pack.step = self.epoch, self.step
         return pack
 
-    def _rows(self) -> _Rows:
-        moments = [c.moments() for c in self._chunks]
-        extra = [c.extra() for c in self._chunks]
+    def _rows(self, *, host: bool = False) -> _Rows:
+        """A copy of all numbers; on the host where that is asked for, so that a device need not hold them twice."""
         live = slice(None) if self._live is None else self._live
+        device, width = torch.device("cpu") if host else self.device, self._model.layout.num_params
+
+        def all_of(buffers: Sequence[Buffer]) -> Tensor:
+            found, at = torch.empty((len(self._held), width), device=device), 0
+            for buffer in buffers:
+                buffer.read(found[at : at + buffer.members])
+                at += buffer.members
+            return found[live]
+
+        first, extras = self._chunks[0], [c.extra() for c in self._chunks]
         return _Rows(
-            torch.cat([c.params() for c in self._chunks])[live],
-            {n: torch.cat([m[n] for m in moments])[live] for n in moments[0]},
-            {n: torch.cat([e[n] for e in extra])[live] for n in extra[0]},
+            all_of([c.params for c in self._chunks]),
+            {n: all_of([c.moments[n] for c in self._chunks]) for n in first.moments},
+            {n: torch.cat([e[n].to(device) for e in extras])[live] for n in extras[0]},
         )
 
     # -- on disk ------------------------------------------------------------------------------------------------------
@@ -430,7 +436,7 @@ class Pack:
         return checkpoint.Saving(folder, *self._snapshot())
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        rows = self._rows()
+        rows = self._rows(host=True)
         tensors = {"params": rows.params}
         tensors |= {f"moment.{n}": m for n, m in rows.moments.items()} | {
             f"extra.{n}": e for n, e in rows.extra.items()
@@ -442,7 +448,7 @@ class Pack:
             "step": self.step,
             "failed": dict(self._failed),
         }
-        return {n: t.detach().cpu() for n, t in tensors.items()}, meta
+        return {n: t.detach() for n, t in tensors.items()}, meta
 
     @classmethod
     def load(
@@ -472,9 +478,10 @@ class Pack:
         pack._failed = {n: r for n, r in meta["failed"].items() if n in wanted}
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t[at] for n, t in tensors.items() if n.startswith(prefix)}
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-        pack._fill(tensors["params"][at], part("moment."), part("extra."))
+        rows = _Rows(tensors["params"], part("moment."), part("extra."))
+        pack._fill(lambda some: rows.part(at[some]))
         return pack
 
     def _index(self, name: str) -> int:
@@ -518,6 +525,12 @@ class _Rows:
 
     def __init__(self, params: Tensor, moments: dict[str, Tensor], extra: Stacked) -> None:
         self.params, self.moments, self.extra = params, moments, extra
+
+    def part(self, at: slice | Sequence[int]) -> _Rows:
+        """Of some members, in this order."""
+        return _Rows(
+            self.params[at], {n: m[at] for n, m in self.moments.items()}, {n: e[at] for n, e in self.extra.items()}
+        )
 
 
 def _place(places: Mapping[str, int], name: str) -> int:

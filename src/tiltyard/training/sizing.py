@@ -210,7 +210,7 @@ def tiny_as_zero() -> Iterator[None]:
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def estimate_bytes(shape: Shape, members: int, chunk: int) -> int:
+def estimate_bytes(shape: Shape, members: int, chunk: int, *, saved: bool = False) -> int:
     """What a pack of these members will hold at its peak, before anything is allocated.
 
     Parameters, gradients, moments and the buffers of a stack's layers are held for all members; what autograd saves for
@@ -219,13 +219,20 @@ def estimate_bytes(shape: Shape, members: int, chunk: int) -> int:
     Within a fifth of the growth of resident memory that is measured, for stacks of any size (from some MiB, where a page
     counts), and for other modules where a chunk saves some 500 MiB or more. Below that it is within a fifth of what their
     tensors hold, and a process on a CPU holds up to `kept_by_allocator` more.
+
+    Args:
+        shape: Of one member.
+        members: Of the pack.
+        chunk: That step together.
+        saved: With the copy of parameters and moments that a checkpoint is written from, on the host.
     """
+    copy = members * (shape.params * (shape.states - (2 if shape.graph else 1) + 1) + shape.extra) if saved else 0
     chunk = min(chunk, members)
     always = shape.params * (1 + shape.states) + shape.extra
     if shape.graph:
         always -= shape.params  # autograd's gradients live for one chunk at a time
-        return members * always + chunk * (shape.kept + shape.params)
-    return members * (always + shape.kept)
+        return members * always + chunk * (shape.kept + shape.params) + copy
+    return members * (always + shape.kept) + copy
 
 
 def kept_by_allocator(shape: Shape, kind: str) -> int:
@@ -258,14 +265,18 @@ def _left_in_container() -> int:
     return 1 << 62
 
 
-def members_that_fit(shape: Shape, chunk: int, free_bytes: int) -> int:
-    """The most members whose estimate is within ``free_bytes``; 0 where not even one fits."""
+def members_that_fit(shape: Shape, chunk: int, free_bytes: int, *, saved: bool = False) -> int:
+    """The most members whose estimate (``saved``: as there) is within ``free_bytes``; 0 where not even one fits."""
+
+    def fits(members: int) -> bool:
+        return estimate_bytes(shape, members, chunk, saved=saved) <= free_bytes
+
     low, high = 0, 1
-    while high < 1 << 24 and estimate_bytes(shape, high, chunk) <= free_bytes:
+    while high < 1 << 24 and fits(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if estimate_bytes(shape, middle, chunk) <= free_bytes else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
