@@ -54,6 +54,13 @@ def settled() -> None:
     gc.freeze()
 
 
+def compute_with_one_thread() -> None:
+    """Torch is loaded, and computes with one thread in whatever thread of this process."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def served_key(model: str, there: Mapping[str, Any]) -> str:
     """The key of a model asked for by its full name, or by the bare one where only one version of it is there."""
     if model in there:
@@ -85,6 +92,7 @@ class Registrar:
         self._behind = ThreadPoolExecutor(1, initializer=_step_back)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the next look is another try
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        threading.Thread(target=_load_mlflow, daemon=True).start()  # ready when the first replica asks
 
     async def resolve(self, address: ModelAddress) -> Heard:
         """The version of an address as of the last look, and why it is not known or not known to be the newest."""
@@ -143,6 +151,10 @@ class Registrar:
         self._seen_splits = True
 
 
+def _load_mlflow() -> None:
+    import tiltyard.registry.mlflow_registry  # noqa: F401
+
+
 def _step_back() -> None:
     """The thread that calls this, and it alone, runs where nothing else wants the core."""
     os.nice(POLL_NICENESS)
@@ -152,10 +164,7 @@ class _Replica:
     """A process that answers with one version at a time, and computes with one thread."""
 
     def __init__(self, settings: Settings, registrar: Any, limits: Limits, poll_s: float) -> None:
-        import torch
-
         quiet()
-        torch.set_num_threads(1)
         self._settings, self._registrar, self._limits, self._poll_s = settings, registrar, limits, poll_s
         self._holder: Holder | None = None
         self._computing = threading.Lock()  # Serve runs methods in threads
@@ -205,8 +214,9 @@ class Champion(_Replica):
     ) -> None:
         super().__init__(settings, registrar, limits, poll_s)
         self._holder = Holder(settings, address)
-        version = await self._first()
-        await asyncio.to_thread(self._holder.take, version)
+        asked = asyncio.get_running_loop().create_task(self._first())  # the registry answers while torch is loaded
+        await asyncio.to_thread(compute_with_one_thread)
+        await asyncio.to_thread(self._holder.take, await asked)
         settled()
         self._task = asyncio.get_running_loop().create_task(self._follow()) if address.alias else None
 
@@ -269,6 +279,7 @@ class Challenger(_Replica):
 
     def __init__(self, settings: Settings, model: str, registrar: Any, limits: Limits, poll_s: float) -> None:
         super().__init__(settings, registrar, limits, poll_s)
+        compute_with_one_thread()
         self._model = model
         self._task: asyncio.Task[None] | None = None
 
@@ -311,10 +322,8 @@ class Evaluator:
     """A replica for evaluation: pinned versions, large tables, one after the other."""
 
     def __init__(self, settings: Settings, addresses: Sequence[ModelAddress]) -> None:
-        import torch
-
         quiet()
-        torch.set_num_threads(1)
+        compute_with_one_thread()
         self._models = open_all(settings, addresses)
         self._stacks: dict[tuple[str, ...], Stack] = {}
         self._computing = threading.Lock()  # Serve runs methods in threads; a replica computes with one
