@@ -1,22 +1,15 @@
 """Every query of the boards and the rules, asked of a real Prometheus that scrapes the session's Ray while a sweep runs, and
 the exporter of a record in which nights, dataset versions and evaluations of a registered champion stand.
 
-Models are not served here (`serving/test_answers.py` scrapes a real application): the meter that an application's front counts with is
-driven from this process, so its series come through Ray's exporter as they would.
+Models are not served here (`serving/test_boards.py` has a real application): the meter that an application's front counts with
+is driven from this process, so its series come through Ray's exporter as they would.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import shutil
-import socket
-import subprocess
 import threading
 import time
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +19,7 @@ from typing import Any, cast
 import pytest
 import recorded_sweep
 import sweeps
-import yaml
+from prometheus_server import WAIT_S, Prometheus, scraping
 
 from tiltyard.data.profile import ColumnProfile
 from tiltyard.evaluation.folding import PREDICTED
@@ -46,41 +39,12 @@ from tiltyard.telemetry.record import Known
 from tiltyard.telemetry.sweeps import exporting
 
 pytestmark = [pytest.mark.ray, pytest.mark.prometheus, pytest.mark.slow]
-RULES = Path(__file__).parents[2] / "dashboards" / "rules.yaml"
-WAIT_S = 120
 NOT_HERE = {
-    "ray_serve_deployment_replica_healthy": "no application is served in this test",
+    "ray_serve_deployment_replica_healthy": "no application is served in this test; serving/test_boards.py has one",
     "ray_node_gpus_utilization": "no GPU",
     "ray_node_gram_used": "no GPU",
 }
 """Series that this machine cannot have, and why."""
-VALUES = {"$__rate_interval": "30s", "$cluster": ".*", "$team": ".*", "$experiment": ".*", "$model": ".*"}
-
-
-class Prometheus:
-    """A running server."""
-
-    def __init__(self, port: int) -> None:
-        self._root = f"http://127.0.0.1:{port}/api/v1"
-
-    def get(self, path: str, **values: str) -> Any:
-        with urllib.request.urlopen(f"{self._root}/{path}?{urllib.parse.urlencode(values)}", timeout=30) as answer:
-            told = json.load(answer)
-        assert told["status"] == "success", told
-        return told["data"]
-
-    def ask(self, expr: str) -> list[Any]:
-        for name, value in VALUES.items():
-            expr = expr.replace(name, value)
-        found: list[Any] = self.get("query", query=expr)["result"]
-        return found
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
@@ -120,39 +84,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def prometheus(ray_session: None, record: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     import ray
 
-    program = shutil.which("prometheus")
-    if program is None:
-        missing = "Debian's prometheus is not installed: apt-get install prometheus"
-        if os.environ.get("TILTYARD_PARTS_REQUIRED") == "1":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    folder, port = tmp_path_factory.mktemp("prometheus"), _free_port()
     target = f"127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}"  # type: ignore[no-untyped-call]
-    config = {
-        "global": {"scrape_interval": "2s", "evaluation_interval": "2s"},
-        "rule_files": [str(folder / "rules.yaml")],
-        "scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": [target, record]}]}],
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "rules.yaml").write_text(RULES.read_text().replace("interval: 30s", "interval: 2s"))
-    options = [f"--config.file={folder}/config.yaml", f"--storage.tsdb.path={folder}/data"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen([program, *options, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
-    found = Prometheus(port)
-    try:
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                found.get("query", query="vector(1)")
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"Prometheus did not start: {(folder / 'log').read_text()[-2000:]}")
-                time.sleep(0.1)
+    with scraping([target, record], tmp_path_factory.mktemp("prometheus")) as found:
         yield found
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
 
 
 ERRORS = "tiltyard:serving_errors:ratio_rate5m"
@@ -222,10 +156,8 @@ def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_
     try:
         with sweeps.meanwhile(sweep), sweeps.meanwhile(live):
             try:
+                missing = prometheus.unanswered(missing)
                 deadline = time.monotonic() + WAIT_S
-                while missing and time.monotonic() < deadline:
-                    missing = {e: title for e, title in missing.items() if not prometheus.ask(e)}
-                    time.sleep(1.0)
                 trials = prometheus.ask('sum(ray_tiltyard_sweep_trials{experiment="gated",team="vision"})')
                 limit = prometheus.ask('max(ray_tiltyard_budget_seconds{team="vision",resource="cpu",kind="limit"})')
                 errors = prometheus.ask(ERRORS)
