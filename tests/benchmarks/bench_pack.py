@@ -76,10 +76,13 @@ def versus(
     if bound:
         steps = work.problem(problem).steps
         products, update = (statistics.mean(b[k] for b in bound) * steps * share / 1e6 for k in ("products", "update"))
-        gflops = statistics.mean(b["gflops"] for b in bound)
+        gflops, gbytes = (statistics.mean(b[k] for b in bound) for k in ("gflops", "gbytes"))
+        flops, moved = (bound[0][k] * steps * share / 1e9 for k in ("flops", "moved"))
         note += (
-            f"Bound: the products alone {products:.2f} s ({gflops:.0f} GFLOP/s a core) and Adam's one pass {update:.2f} s, "
-            f"{100 * (products + update) / packed:.0f}% of what was taken."
+            f"Bound, a core: {flops:.0f} GFLOP of products take {products:.2f} s at {gflops:.0f} GFLOP/s, as measured now on "
+            f"these shapes (a large product: {wide:.0f}); Adam's one pass over {moved:.0f} GB takes {update:.2f} s at "
+            f"{gbytes:.0f} GB/s. The two are {100 * (products + update) / packed:.0f}% of what was taken; the rest is one "
+            "pass over memory each for biases, ReLU both ways, their sums, decay and rates, the loss, and validation."
         )
     if problem == "cnn":
         of = work.problem(problem)

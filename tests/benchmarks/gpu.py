@@ -2,13 +2,15 @@
 
 Run it on a machine with a GPU:  python tests/benchmarks/gpu.py
 Smaller:                         python tests/benchmarks/gpu.py --most 256
+Every line of it on a CPU:       python tests/benchmarks/gpu.py --rehearse --most 4   (its figures mean nothing)
 
-Says why it is skipped where there is no CUDA. Writes ``.tiltyard/bench_gpu.json``.
+Says why it is skipped where there is no CUDA. Writes ``.tiltyard/bench_gpu.json``, but not in a rehearsal.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import statistics
@@ -27,7 +29,7 @@ from harness import Figure, row
 from pack_problems import Problem
 from torch.nn import functional
 
-from tiltyard.training import Member, Pack, build_module
+from tiltyard.training import Member, Pack, build_module, sizing
 
 OUT = Path(".tiltyard/bench_gpu.json")
 EPOCHS = 3
@@ -39,34 +41,46 @@ def main() -> int:
     """Runs all of it, or says why not."""
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--most", type=int, default=4096, help="members of the largest pack")
-    most = asked.parse_args().most
-    if not torch.cuda.is_available():
+    asked.add_argument("--rehearse", action="store_true", help="on the CPU, to see that it runs")
+    given = asked.parse_args()
+    most, device = given.most, "cpu" if given.rehearse else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
         print("skipped: torch sees no CUDA device here; run this on a machine with one and a CUDA build of torch")
         return 0
-    print(f"device: {torch.cuda.get_device_name()}, torch {torch.__version__}")
+    if given.rehearse:
+        torch.set_num_threads(1)
+    print(f"device: {'a rehearsal' if given.rehearse else torch.cuda.get_device_name()}, torch {torch.__version__}")
     figures: list[Figure] = []
     for name, aim in (("mlp", 50.0), ("cnn", HFTA)):
-        for figure in measure(name, most, aim):
+        for figure in measure(name, most, aim, device):
             figures.append(figure)
             print(row(figure), flush=True)
             if figure.note:
                 print(f"    {figure.note}", flush=True)
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps([asdict(f) for f in figures], indent=1))
+    if not given.rehearse:
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_text(json.dumps([asdict(f) for f in figures], indent=1))
     return 0
 
 
-def short(name: str) -> Problem:
+def synchronize(device: str) -> None:
+    """Waits until the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def short(name: str, device: str) -> Problem:
     """A problem with few epochs, on the device."""
-    whole = work.problem(name, device="cuda")
-    return Problem(whole.spec, whole.epochs[:EPOCHS], whole.x_val, whole.y_val)
+    whole = work.problem(name, device=device)
+    return Problem(whole.spec, whole.epochs[: EPOCHS if device == "cuda" else 1], whole.x_val, whole.y_val)
 
 
-def measure(name: str, most: int, aim: float) -> Iterable[Figure]:
+def measure(name: str, most: int, aim: float, device: str) -> Iterable[Figure]:
     """One problem: the curve over K, then what it is held against."""
-    of = short(name)
-    solo, graphed = _per_second(of, 2, solo_loop), _per_second(of, 4, graphed_loop)
-    shared = {count: shared_by_processes(name, count) for count in (4, 16)}
+    of = short(name, device)
+    solo = _per_second(of, 2, functools.partial(solo_loop, device=device), device)
+    graphed = _per_second(of, 4, Graphed(of, device).run, device)
+    shared = {count: shared_by_processes(name, count, device) for count in ((4, 16) if device == "cuda" else (2,))}
     rivals = {"one at a time, fused": solo, "one at a time, CUDA graph": graphed}
     rivals |= {f"{n} processes on the GPU": v for n, v in shared.items()}
     fastest = max(rivals, key=lambda n: rivals[n])
@@ -77,92 +91,124 @@ def measure(name: str, most: int, aim: float) -> Iterable[Figure]:
         sizes.append(k)
         k *= 4
     for k in sorted({*sizes, min(1000, most)}):
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = 0
+        if device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         with utilisation() as busy:
-            found = _per_second(of, k, packed)
-        memory = (torch.cuda.max_memory_allocated() - before) / k / (1 << 20)
+            found = _per_second(of, k, functools.partial(packed, device=device), device)
+        memory = (torch.cuda.max_memory_allocated() - before) / k / (1 << 20) if device == "cuda" else 0.0
         note = f"busy {statistics.mean(busy):.0f}%, " if busy else "utilisation not told by nvidia-smi, "
-        note += f"{memory:.2f} MiB a member, {found / rivals[fastest]:.1f}x {fastest}"
+        note += f"{memory:.2f} MiB a member, {found / rivals[fastest]:.1f}x {fastest}, {_arithmetic(of, found)}"
         if k == min(1000, most):
             note += f". {told}. Wanted: {aim:g}x" if name == "mlp" else f". {told}. HFTA's best was {aim:g}x"
         yield Figure(f"gpu_{name}_k{k}", found, "member-steps/s", "one at a time, fused", solo, found / solo, note)
 
 
-def _per_second(of: Problem, members: int, run: Callable[[Problem, list[Member]], None]) -> float:
+def _arithmetic(of: Problem, per_second: float) -> str:
+    """Operations, and bytes of parameters, gradients and moments that an update cannot but read and write."""
+    shape = sizing.shape_of(of.spec, build_module(of.spec, seed=0))
+    moved = shape.params * (2 * (1 + 2) + 2)  # p, m and v there and back, gradients written and read
+    return f"{shape.flops * per_second / 1e12:.2f} TFLOP/s and {moved * per_second / 1e9:,.0f} GB/s of an update's own bytes"
+
+
+def _per_second(of: Problem, members: int, run: Callable[[Problem, list[Member]], object], device: str) -> float:
     """Member-steps a second, the median of three runs after one that is not counted."""
     who = work.members(members)
     times = []
     for _ in range(4):
-        torch.cuda.synchronize()
+        synchronize(device)
         start = time.perf_counter()
         run(of, who)
-        torch.cuda.synchronize()
+        synchronize(device)
         times.append(time.perf_counter() - start)
     return of.steps * members / statistics.median(times[1:])
 
 
-def packed(of: Problem, who: list[Member]) -> None:
+def packed(of: Problem, who: list[Member], device: str) -> None:
     """All in one pack, validated after each epoch as the loops are."""
-    pack = Pack.create(of.spec, who, device="cuda")
+    pack = Pack.create(of.spec, who, device=device)
     for batches in of.epochs:
         pack.train_epoch(batches, steps_per_epoch=len(batches))
         pack.score(of.x_val, of.y_val, ["accuracy"])
 
 
-def solo_loop(of: Problem, who: list[Member]) -> None:
+def solo_loop(of: Problem, who: list[Member], device: str) -> None:
     """One after another with fused AdamW."""
-    work.Loop("fused", of, "cuda").run(who)
+    work.Loop("fused", of, device).run(who)
 
 
-def graphed_loop(of: Problem, who: list[Member]) -> None:
-    """One after another, a whole step recorded as a CUDA graph for each size of batch and replayed."""
-    for m in who:
-        module = build_module(of.spec, seed=m.seed).cuda()
-        optimizer = torch.optim.AdamW(
-            module.parameters(), lr=m.lr, weight_decay=m.weight_decay, capturable=True, fused=True
+class Graphed:
+    """One after another; a whole step is recorded as a CUDA graph once for each size of batch and replayed for every trial.
+
+    Trials share the memory of parameters and moments; rate and decay are numbers on the device, which a graph reads anew.
+    In a rehearsal on a CPU the step is called instead of replayed.
+    """
+
+    def __init__(self, of: Problem, device: str) -> None:
+        self._device = device
+        self._module = build_module(of.spec, seed=0).to(device)
+        self._params = [p.detach() for p in self._module.parameters()]
+        self._lr, self._shrink = torch.tensor(1e-3, device=device), torch.tensor(1.0, device=device)
+        self._optimizer = torch.optim.AdamW(
+            self._module.parameters(), lr=self._lr, weight_decay=0.0, capturable=device == "cuda", fused=True
         )
-        graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
-        start = {n: v.clone() for n, v in module.state_dict().items()}
-
-        def step(x: torch.Tensor, y: torch.Tensor) -> None:
-            optimizer.zero_grad(set_to_none=False)  # noqa: B023 - used within this turn of the loop
-            functional.cross_entropy(module(x), y).backward()  # type: ignore[no-untyped-call]  # noqa: B023
-            optimizer.step()  # noqa: B023
-
+        self._steps: dict[int, tuple[Callable[[], object], torch.Tensor, torch.Tensor]] = {}
         for x, y in of.epochs[0][:1] + of.epochs[0][-1:]:
-            own_x, own_y = x.clone(), y.clone()
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    step(own_x, own_y)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step(own_x, own_y)
-            graphs[len(x)] = graph, own_x, own_y
-        module.load_state_dict(start)
-        for state in optimizer.state.values():
+            own = x.clone(), y.clone()
+            step = functools.partial(self._step, *own)
+            self._steps[len(x)] = (self._recorded(step) if device == "cuda" else step, *own)
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self._optimizer.zero_grad(set_to_none=False)
+        functional.cross_entropy(self._module(x), y).backward()  # type: ignore[no-untyped-call]
+        torch._foreach_mul_(self._params, self._shrink)
+        self._optimizer.step()
+
+    @staticmethod
+    def _recorded(step: Callable[[], object]) -> Callable[[], object]:
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph.replay
+
+    def run(self, of: Problem, who: list[Member]) -> list[float]:
+        """The last validation accuracy of each."""
+        return [self._trial(of, m) for m in who]
+
+    def _trial(self, of: Problem, m: Member) -> float:
+        self._module.load_state_dict(build_module(of.spec, seed=m.seed).state_dict())
+        for state in self._optimizer.state.values():
             for value in state.values():
                 value.zero_()
+        self._lr.fill_(m.lr)
+        self._shrink.fill_(1.0 - m.lr * m.weight_decay)
+        accuracy = 0.0
         for batches in of.epochs:
             for x, y in batches:
-                graph, own_x, own_y = graphs[len(x)]
+                step, own_x, own_y = self._steps[len(x)]
                 own_x.copy_(x)
                 own_y.copy_(y)
-                graph.replay()
+                step()
             with torch.inference_mode():
-                float((module(of.x_val).argmax(1) == of.y_val).double().mean())
+                accuracy = float((self._module(of.x_val).argmax(1) == of.y_val).double().mean())
+        return accuracy
 
 
-def shared_by_processes(name: str, count: int) -> float:
+def shared_by_processes(name: str, count: int, device: str) -> float:
     """Member-steps a second of ``count`` processes on the one GPU, each with the fused loop over two models."""
     context = multiprocessing.get_context("spawn")
     ready, go = context.Barrier(count + 1), context.Barrier(count + 1)
     done = context.Queue()
-    workers = [context.Process(target=_one_process, args=(name, ready, go, done), daemon=True) for _ in range(count)]
+    about = (name, device, ready, go, done)
+    workers = [context.Process(target=_one_process, args=about, daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
     try:
@@ -179,15 +225,15 @@ def shared_by_processes(name: str, count: int) -> float:
     return float(steps) / seconds
 
 
-def _one_process(name: str, ready, go, done) -> None:  # type: ignore[no-untyped-def]
+def _one_process(name: str, device: str, ready, go, done) -> None:  # type: ignore[no-untyped-def]
     torch.set_num_threads(1)
-    of, who = short(name), work.members(2)
-    solo_loop(of, who[:1])
-    torch.cuda.synchronize()
+    of, who = short(name, device), work.members(2)
+    solo_loop(of, who[:1], device)
+    synchronize(device)
     ready.wait()
     go.wait()
-    solo_loop(of, who)
-    torch.cuda.synchronize()
+    solo_loop(of, who, device)
+    synchronize(device)
     done.put(of.steps * len(who))
 
 

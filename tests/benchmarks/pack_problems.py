@@ -203,7 +203,8 @@ def ceilings(chunk: int) -> dict[str, float]:
     """Microseconds of one member's step that this process cannot do without, measured now on numbers of these very shapes.
 
     ``products``: the matrix products of forward and backward. ``update``: Adam's one pass over parameters, gradients and
-    moments, as torch's fused kernel makes it. ``gflops``: what the products amount to.
+    moments, as torch's fused kernel makes it. ``flops`` and ``moved``: operations of the former and bytes of the latter;
+    ``gflops`` and ``gbytes``: what they amount to in a second.
     """
     of: Problem = _HELD["problem"]
     module = build_module(of.spec, seed=0)
@@ -219,7 +220,7 @@ def ceilings(chunk: int) -> dict[str, float]:
         if i:
             work.append((w.transpose(1, 2), d, torch.empty(chunk, into, rows)))
         flops += (3 if i else 2) * 2 * rows * out * into
-    flat = [torch.rand(chunk * size) for _ in range(4)]
+    flat = [torch.rand(chunk * size) for _ in range(3)]
     step = torch.tensor(3.0)
 
     def products() -> None:
@@ -228,13 +229,15 @@ def ceilings(chunk: int) -> dict[str, float]:
 
     def update() -> None:
         torch._fused_adamw_(
-            [flat[0]], [flat[1]], [flat[2]], [flat[3]], [], [step],
-            lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=1e-2, eps=1e-8, amsgrad=False, maximize=False,
+            [flat[0]], [flat[0]], [flat[1]], [flat[2]], [], [step],
+            lr=1.0, beta1=0.9, beta2=0.999, weight_decay=1.0, eps=1e-8, amsgrad=False, maximize=False,
         )  # fmt: skip
 
     with torch.inference_mode():
         found = {"products": _best_us(products) / chunk, "update": _best_us(update) / chunk}
-    return found | {"gflops": flops / found["products"] / 1e3}
+    moved = 6 * size * 4  # gradients, m and v, there and back
+    told = {"flops": float(flops), "moved": float(moved)}
+    return found | told | {"gflops": flops / found["products"] / 1e3, "gbytes": moved / found["update"] / 1e3}
 
 
 def flops_of_a_step(of: Problem) -> int:
