@@ -14,7 +14,7 @@ def evaluation() -> Evaluation:
         dataset="digits",
         models=("first-sweep.digits@champion",),
         rows="test",
-        alpha=0.04,
+        alpha=0.05,
         least_effect=0.01,
     )
 

@@ -33,11 +33,11 @@ from tiltyard.data.profile import LEAST_ROWS, ColumnProfile, category
 from tiltyard.data.profile import _numbers as numbers_of
 from tiltyard.evaluation.corrections import cauchy, holm
 
-ALPHA = 0.04
+ALPHA = 0.05
 """Chance of any false alarm in one version, at most."""
 LEAST_EFFECT = 0.01
 """Share of rows that must have moved for a difference to matter."""
-CATEGORY_ALPHA = 0.8
+CATEGORY_ALPHA = 0.9
 """Share of ``alpha`` that categories get where there are numbers too. A shift of numbers is seen long before it matters."""
 TEST_WEIGHTS = {"one_category": 3.0}
 """How much a test counts among those of a column, 1 where it does not stand here: what moves is a category, as a rule."""
