@@ -12,10 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import sweeps
 from mlflow import MlflowClient
 
 from tiltyard import cli
+from tiltyard.data.features import fit_preprocessor
+from tiltyard.data.preflight import plan_splits
 from tiltyard.data.store import DatasetStore
 from tiltyard.distributions import choice
 from tiltyard.errors import AlreadyClaimedError, PreflightError
@@ -237,6 +240,32 @@ def test_sweep_whose_baseline_needs_a_split_that_does_not_fit_is_refused_before_
     with Journal.open(other.journal_uri) as journal:
         key = next(r.key for r in journal.launches())
         assert journal.attempts(key) == []
+
+
+def test_sweep_whose_training_split_is_streamed_gives_every_trial_what_the_resident_one_gave_it(
+    swept: Outcome, data: str, tmp_path: Path
+) -> None:
+    store = DatasetStore(data)
+    rings = store.resolve("rings")
+    sizes = {s: p.num_bytes for s, p in plan_splits(rings, fit_preprocessor(store, rings), allowed_bytes=1).items()}
+    room = sizes["validation"] + sizes["test"] + 1
+    plans = plan_splits(rings, fit_preprocessor(store, rings), allowed_bytes=room)
+    assert {s: p.mode for s, p in plans.items()} == {"validation": "resident", "test": "resident", "train": "streamed"}
+    store_bytes = ray.cluster_resources()["object_store_memory"]  # type: ignore[no-untyped-call]
+    wanted = experiment(
+        variants=(sweeps.MLP,),
+        datasets=(DatasetRef("rings"),),
+        search=Search(trials=3, halving=Halving(rungs=(1, 2), keep=1 / 2), finalists=1, points=POINTS),
+        resources=Resources(memory_share=(room + 0.5) / store_bytes),
+    )
+    streamed = sweeps.run_launch(sweeps.settings_at(tmp_path, data), wanted)
+    resident = {s.name: s for s in sweeps.standings(swept.leaderboard)["rings"]}
+    found = sweeps.standings(streamed.leaderboard)["rings"]
+    assert len(found) == 3
+    for one in found:
+        other = resident[one.name]
+        assert (one.state, one.epoch, one.validation) == (other.state, other.epoch, other.validation)
+        assert one.test is None or other.test is None or one.test == other.test
 
 
 def test_sweep_records_how_its_packs_were_cut(swept: Outcome, journal: Journal) -> None:

@@ -170,7 +170,8 @@ class Readers:
         context.wait_for_min_actors_s = wait_s
         with warnings.catch_warnings(), ray.data.DataContext.current(context):
             warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
-            dataset = ray.data.from_arrow(list(requests.values())).map_batches(
+            # ``from_arrow`` would ask a task that holds a CPU about these tables: trials that hold all would wait for themselves.
+            dataset = ray.data.from_blocks(list(requests.values())).map_batches(
                 KeptReader,
                 fn_constructor_args=(self.decoder, (self.version.content_digest, split), windows),
                 batch_size=None,
@@ -180,7 +181,12 @@ class Readers:
                 ray_remote_args_fn=_named(names),
                 max_restarts=0,  # one that died is replaced by a new execution, of the same name
             )
-            return iter(dataset.iter_internal_ref_bundles())
+            bundles, _, executor = dataset._execute_to_iterator(capture_executor=False)
+        if executor is not None:
+            # Ray's limits are 0 in the first second of an execution, and it passes windows on beyond them, one by one: without
+            # this whenever it looks, with it only while the consumer waits (an epoch took a second more, or memory had no bound).
+            executor.set_external_consumer_bytes(0)
+        return iter(bundles)
 
     def warm(self, splits: Sequence[str], consumers: int) -> None:
         """Starts the readers of so many consumers on this node, and Ray Data itself; waits at most `START_S`.
@@ -242,8 +248,6 @@ def _context(plan: StreamPlan, least_bytes: int) -> ray.data.DataContext:
     # A window is a block: what is larger is passed on at once, and cut only where it is half as large again.
     context.target_max_block_size = least_bytes - 1
     context._max_num_blocks_in_streaming_gen_buffer = 2 if plan.roomy else 1
-    # Where nobody iterates by Ray's own batches, Ray passes on a window ten times a second beyond any limit; here once an hour.
-    context.output_backpressure_guard_release_interval_s = 3_600.0
     context.execution_no_progress_timeout_s = -1  # a stream waits for its consumer as long as that takes
     options = context.execution_options
     options.preserve_order = True
