@@ -95,7 +95,9 @@ class Ledger:
         """Outcomes alone of the decisions of a kind whose ``once`` begins so: evidence can be long."""
         with self._store.reading() as c:
             rows = c.execute(
-                text("SELECT outcome FROM decisions WHERE kind = :kind AND substr(once, 1, :size) = :once ORDER BY number"),
+                text(
+                    "SELECT outcome FROM decisions WHERE kind = :kind AND substr(once, 1, :size) = :once ORDER BY number"
+                ),
                 {"kind": kind, "once": once, "size": len(once)},
             )
             return [str(r.outcome) for r in rows]
