@@ -21,9 +21,9 @@ AHEAD = 16
 """Windows that may lie in the object store for one stream: read but not consumed, being read, and in the consumer's hands."""
 LEAST_AHEAD = 4
 """Below this the reader and its consumer would take turns; a plan that has no room for so many is refused."""
-HEAP_WINDOWS = 16
-"""Windows' worth of heap that a reader needs (measured: 13): of the window that is decoded the columns as read and the matrix,
-the shuffled copies of it and of those that are handed over, and what Arrow's pool keeps of columns before."""
+HEAP_WINDOWS = 20
+"""Windows' worth of heap that a reader needs (measured: 17 under Ray, and 1 in its consumer): of the window that is decoded the
+columns as read and the matrix, the shuffled copies of it and of those that are handed over, and what Arrow's pool keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
