@@ -30,7 +30,7 @@ demo: $(STAMP)  ## the main job: data, sweep, champions, served and checked
 
 test: $(STAMP)  ## every test but chaos, kind and gpu
 	@echo "testing in two processes: what shares the session's Ray in one, all else in the other"
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not chaos and not kind and not gpu" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not chaos and not kind and not gpu" $(PYTEST_ARGS)
 
 check: $(STAMP)  ## lint, types, unit tests, two at a time
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint types unit

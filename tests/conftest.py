@@ -20,6 +20,9 @@ from hypothesis import settings
 
 from tiltyard.serving.environment import SERVE_ENV
 
+STARTS_ITS_OWN = {"test_up_down.py"}
+"""Files of `local_ray/` that do not use the session's Ray."""
+
 settings.register_profile("tiltyard", deadline=None)  # two cores are shared: how long an example takes says nothing
 settings.load_profile("tiltyard")
 os.environ.pop("COLUMNS", None)  # what a test sees printed does not depend on the terminal it is started from
@@ -32,13 +35,20 @@ os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1"
 os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, those on the session's Ray go to one of them, a file that starts its own to one."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            on_the_sessions = "ray_session" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if on_the_sessions else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where processes share the tests by file, all on the session's Ray go to one of them, so that there is one Ray."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class OneRay(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", maxsplit=1)[0]
+            on_the_sessions = "/local_ray/" in file and Path(file).name not in STARTS_ITS_OWN
+            return "ray" if on_the_sessions else file
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
