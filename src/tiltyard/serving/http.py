@@ -34,6 +34,8 @@ from tiltyard.serving.tokens import TokenStore, WrongGuesses
 from tiltyard.telemetry.logs import bound
 from tiltyard.telemetry.traces import span
 
+_CROWD = 64
+"""Bodies that are read at once beyond which a late one is laid to the crowd, not to its client."""
 _TITLES = {
     400: "Not readable",
     401: "No valid token",
@@ -148,6 +150,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
 class _Face:
     def __init__(self, backend: Backend, limits: Limits, guard: Guard) -> None:
         self._backend, self._limits, self._guard = backend, limits, guard
+        self._reading, self._crowded_at = 0, -math.inf
 
     def told(self, handler: Handler) -> Handler:
         """The handler, with its refusals as problem documents and every request observed."""
@@ -285,6 +288,10 @@ class _Face:
         if told.isdigit() and int(told) > most:
             raise too_large
         parts, size = [], 0
+        begun = asyncio.get_running_loop().time()
+        self._reading += 1
+        if self._reading > _CROWD:
+            self._crowded_at = begun
         try:
             async with asyncio.timeout(self._limits.read_s):
                 async for part in request.stream():
@@ -293,9 +300,13 @@ class _Face:
                         raise too_large
                     parts.append(part)
         except TimeoutError as error:
+            if self._crowded_at >= begun:  # it may well have arrived: nobody came to read it
+                raise RequestError(503, "So many requests came at once that this one was not read in time.") from error
             raise RequestError(
                 408, f"The body did not arrive within {self._limits.read_s:g} s; send it again."
             ) from error
+        finally:
+            self._reading -= 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _within(self, answer: Awaitable[Answer]) -> Answer:

@@ -63,7 +63,13 @@ def _ask(backend: Failing, path: str, body: bytes = b"", method: str = "POST") -
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
+    asyncio.run(app(_scope(path, method), receive, send))
+    headers = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], headers, b"".join(m.get("body", b"") for m in sent[1:])
+
+
+def _scope(path: str, method: str) -> dict[str, Any]:
+    return {
         "type": "http",
         "method": method,
         "path": path,
@@ -76,9 +82,6 @@ def _ask(backend: Failing, path: str, body: bytes = b"", method: str = "POST") -
         "scheme": "http",
         "http_version": "1.1",
     }
-    asyncio.run(app(scope, receive, send))
-    headers = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
-    return sent[0]["status"], headers, b"".join(m.get("body", b"") for m in sent[1:])
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,28 @@ def test_model_that_cannot_answer_is_told_with_when_to_ask_again(
     assert json.loads(body)["status"] == status
     assert b"a user's model" not in body
     assert backend.seen == [status]
+
+
+@pytest.mark.parametrize(("clients", "status", "retry_after"), [(20, 408, None), (200, 503, "3")])
+def test_body_that_is_late_is_laid_to_its_client_but_in_a_crowd(
+    clients: int, status: int, retry_after: str | None
+) -> None:
+    app = build_app(Failing(), Limits(read_s=0.05, retry_after_s=3), Guard(None))
+    starts: list[Any] = []
+
+    async def never() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        starts.extend([message] if message["type"] == "http.response.start" else [])
+
+    async def ask_all() -> None:
+        await asyncio.gather(*(app(_scope("/models/a.b/predict", "POST"), never, send) for _ in range(clients)))
+
+    asyncio.run(ask_all())
+    told = [(m["status"], dict(m["headers"]).get(b"retry-after")) for m in starts]
+    assert told == [(status, None if retry_after is None else retry_after.encode())] * clients
 
 
 def test_ping_of_a_model_tells_a_registry_that_is_away_from_a_version_that_is_stale() -> None:
