@@ -54,7 +54,8 @@ def probe(address: str, *, instead: str = FOR_A_JOB) -> None:
     try:
         socket.create_connection((host, port), timeout=PROBE_S).close()
     except OSError as error:
-        raise MachineError(_no_ray(f"Nothing answers at RAY_ADDRESS {address} ({error})", instead)) from error
+        there = f"RAY_ADDRESS {address}" if found == address else f"{found}, which RAY_ADDRESS {address} found here"
+        raise MachineError(_no_ray(f"Nothing answers at {there} ({error})", instead)) from error
 
 
 def _host_and_port(address: str, rest: str, default_port: int | None) -> tuple[str, int]:
