@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -42,6 +43,13 @@ def tally(config: Mapping[str, Any], data: Any, report: Report) -> None:
     report(1, accuracy=config["x"], log_loss=1.0)
 
 
+class SpeechlessError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
 def misbehave(config: Mapping[str, Any], data: Any, report: Report) -> None:
     """Does what ``config["how"]`` says, for a trial must end in a named state whatever its function does."""
     scores: dict[str, Any] = {"accuracy": 0.5, "log_loss": 0.7}
@@ -60,6 +68,23 @@ def misbehave(config: Mapping[str, Any], data: Any, report: Report) -> None:
         report("first", **scores)
     elif how == "object":
         report(1, **{**scores, "accuracy": object()})
+    elif how == "huge":
+        report(1, **{**scores, "accuracy": 10**400})
+    elif how == "late":
+        report(10**10, **scores)
+    elif how == "loss":
+        report(1, **scores, train_loss="low")
+    elif how == "pipe":
+        for number in range(3, 256):
+            with contextlib.suppress(OSError):
+                os.write(number, b"no report\n")
+        report(1, **scores)
+    elif how == "surrogate":
+        raise ValueError("a\udce4b\0c")
+    elif how == "speechless":
+        raise SpeechlessError
+    elif how == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
     elif how == "exit":
         os._exit(3)
     elif how == "sys-exit":
@@ -70,6 +95,11 @@ def misbehave(config: Mapping[str, Any], data: Any, report: Report) -> None:
         report(1, accuracy=float(np.ones(1 << 44).sum()), log_loss=0.0)
     elif how == "fork":
         if os.fork() == 0:
+            signal.pause()
+        report(1, **scores)
+    elif how == "fork-away":
+        if os.fork() == 0:
+            os.setsid()
             signal.pause()
         report(1, **scores)
     elif how == "fork-and-exit":

@@ -14,6 +14,7 @@ from tiltyard.journal.values import (
     Spend,
     TrialRow,
     TrialUpdate,
+    storable,
 )
 from tiltyard.journal.works import Work, WorkClaim, WorkResult
 
@@ -34,4 +35,5 @@ __all__ = [
     "Work",
     "WorkClaim",
     "WorkResult",
+    "storable",
 ]

@@ -29,6 +29,7 @@ from tiltyard.journal.values import (
     Owner,
     TrialRow,
     TrialUpdate,
+    storable,
 )
 from tiltyard.journal.works import Works
 
@@ -239,7 +240,7 @@ class Journal(Ledger):
                     "UPDATE trials SET state = :state, epoch = COALESCE(:epoch, epoch), score = COALESCE(:score, score), "
                     "reason = :reason WHERE key = :key AND cell = :cell"
                 ),
-                [{**asdict(u), "key": claim.key} for u in updates],
+                [{**asdict(u), "key": claim.key, "reason": _storable(u.reason)} for u in updates],
             )
 
     def cell_scores(
@@ -390,7 +391,7 @@ class Journal(Ledger):
                 "state": state,
                 "now": time.time(),
                 "metered": metered_s,
-                "reason": reason,
+                "reason": _storable(reason),
                 "uri": storage_uri,
                 "key": attempt.key,
                 "pack": attempt.pack_id,
@@ -409,11 +410,15 @@ class Journal(Ledger):
                 "(:cell, :epoch, :metrics, :storage_uri, :pack_id, :attempt, :seconds, :failed) "
                 "ON CONFLICT (cell, epoch) DO NOTHING"
             ),
-            [{**asdict(s), "metrics": dump(s.metrics)} for s in scores],
+            [{**asdict(s), "metrics": dump(s.metrics), "failed": _storable(s.failed)} for s in scores],
         )
 
     def _check_fence(self, tx: Connection, key: str, fence: int, *, alone: bool = False) -> None:
         check_fence(self._store, tx, key, fence, alone=alone)
+
+
+def _storable(told: str | None) -> str | None:
+    return None if told is None else storable(told)
 
 
 def _too_late(attempt: Attempt) -> str:

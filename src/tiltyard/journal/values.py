@@ -77,6 +77,19 @@ class Launch:
     summary: Mapping[str, Any]
 
 
+REASON_CHARS = 5000
+"""The most that is kept of why something failed."""
+
+
+def storable(told: str) -> str:
+    r"""A text as every database takes it: lone surrogates and NUL written out, and no longer than `REASON_CHARS`.
+
+    >>> print(storable("a\udce4b\x00c"))
+    a\udce4b\x00c
+    """
+    return told[:REASON_CHARS].encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRow:
     """One trial of one key."""

@@ -76,6 +76,13 @@ class PackLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PackCut:
+    """The process of a queue died as often as is allowed, but the queue got on: what is left of it is a queue of its own."""
+
+    pack_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PackStopped:
     """The pack was ended because the sweep was: nothing more starts, and its members go on from here another time."""
 
@@ -90,7 +97,7 @@ class TimeUp:
     reason: str
 
 
-Event = PackDone | MembersDone | PackLost | PackStopped | TimeUp
+Event = PackDone | MembersDone | PackLost | PackCut | PackStopped | TimeUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +236,11 @@ class Machine:
         return not self._running and (self._halted is not None or not any(self._ready.values()))
 
     @property
+    def waiting(self) -> int:
+        """Packs that could start now."""
+        return 0 if self._halted is not None else sum(map(len, self._ready.values()))
+
+    @property
     def running(self) -> tuple[StartPack, ...]:
         """Packs that were started and have not ended."""
         return tuple(self._running.values())
@@ -298,6 +310,9 @@ class Machine:
                 self._states[cell] = replace(self._states[cell], state="interrupted", reason=event.reason)
             self._halt(event.reason)
             return
+        if isinstance(event, PackCut):
+            self._put_back(pack, open_)
+            return
         if isinstance(event, MembersDone):
             open_ = [cell for cell in open_ if cell in event.scores]
         for cell in open_:
@@ -358,6 +373,15 @@ class Machine:
                     )
                 )
         self._close_if_complete(rung)
+
+    def _put_back(self, pack: StartPack, cells: Sequence[str]) -> None:
+        """What is left of a queue starts again under a name of its own; another time where nothing starts any more."""
+        for cell in cells:
+            self._states[cell] = replace(self._states[cell], state="planned")
+        if self._halted is not None:
+            self._halt(self._halted)
+        elif cells:
+            self._ready[pack.group].append(replace(pack, pack_id=_next_name(pack.pack_id), cells=tuple(cells)))
 
     def _compose(self, group: Group, live: Sequence[Trial]) -> list[list[Trial]]:
         """Packs of equal shape, near-equal in size, in the trials' order."""
@@ -434,3 +458,10 @@ class Machine:
         for cell, state in self._states.items():
             if state.state in {"planned", "waiting"}:
                 self._states[cell] = replace(state, state="interrupted", reason=self._halted)
+
+
+def _next_name(pack_id: str) -> str:
+    """The name of what is left of a pack: ``own@digits/r0/3.2`` of ``own@digits/r0/3``, then ``3.3``."""
+    head, _, last = pack_id.rpartition("/")
+    first, _, number = last.partition(".")
+    return f"{head}/{first}.{int(number or 1) + 1}"

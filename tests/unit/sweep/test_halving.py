@@ -16,6 +16,7 @@ from tiltyard.sweep.halving import (
     Decision,
     Machine,
     MembersDone,
+    PackCut,
     PackDone,
     PackLost,
     PackStopped,
@@ -221,6 +222,47 @@ def test_queue_that_is_lost_or_stopped_keeps_the_members_that_had_ended(
     assert all(run.states[c].score == before[c].score for c in told if before[c].state != "failed")
     assert all(run.states[c].state != "failed" for c in told if before[c].state != "failed")
     assert run.machine.running == ()
+
+
+@given(sweep=sweeps(), data=st.data())
+def test_queue_whose_process_dies_again_and_again_comes_to_the_same_as_long_as_it_gets_on(
+    sweep: tuple[list[Group], Outcomes, int], data: st.DataObject
+) -> None:
+    groups, outcomes, size = sweep
+    calm, cut = Run(groups, outcomes, size).to_the_end(), Run(groups, outcomes, size)
+    for _ in range(10_000):
+        while len(cut.machine.running) < 3 and cut.start() is not None:
+            pass
+        if not cut.machine.running:
+            break
+        pack = cut.machine.running[data.draw(st.integers(0, len(cut.machine.running) - 1))]
+        done = pack.cells[: data.draw(st.integers(1, len(pack.cells)))]
+        if len(done) == len(pack.cells):
+            cut.end(pack)
+            continue
+        cut.tell(pack, done)
+        cut.machine.report(PackCut(pack.pack_id))
+    assert cut.machine.done
+    assert cut.states == calm.states
+    assert cut.decisions == calm.decisions
+    assert len({p.pack_id for p in cut.started}) == len(cut.started)
+
+
+def test_queue_that_is_cut_while_the_sweep_ends_goes_on_another_time() -> None:
+    groups = [group("own@digits", 4, rungs=(3,))]
+    run = Run(groups, outcomes_of(groups, lambda t, e: 0.5))
+    pack = run.start()
+    assert pack is not None
+    run.tell(pack, pack.cells[:1])
+    run.machine.report(PackCut(pack.pack_id))
+    again = run.machine.next()
+    while again is not None and again.cells != pack.cells[1:]:
+        again = run.machine.next()
+    assert again is not None
+    assert again.pack_id == f"{pack.pack_id}.2"
+    run.machine.report(TimeUp("enough"))
+    run.machine.report(PackCut(again.pack_id))
+    assert {run.states[c].state for c in again.cells} == {"interrupted"}
 
 
 @given(sweep=sweeps())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,19 @@ FATES = {
     "other": "report() was not told accuracy; it was told precision",
     "epoch": "report() was told epoch 'first'; a whole number from 1 on is wanted",
     "object": "TypeError: report() takes numbers; found",
+    "huge": "diverged: accuracy is not a finite number at epoch 1",
+    "late": "report() was told epoch 10000000000; a whole number from 1 on is wanted",
+    "loss": None,
+    "pipe": "it wrote b'no report' where reports go",
+    "surrogate": r"ValueError: a\udce4b\x00c (users_training.py:",
+    "speechless": "SpeechlessError (users_training.py:",
+    "segfault": "its process was ended by SIGSEGV",
     "exit": "its process exited with code 3 before train() returned",
     "sys-exit": "its process exited with code 4 before train() returned",
     "killed": "its process was ended by SIGKILL; where nobody did that, memory ran out",
     "memory": "MemoryError",
     "fork": None,
+    "fork-away": None,
     "fork-and-exit": "its process exited with code 5 before train() returned",
     "print": "train() returned without a report; report(epoch, accuracy=...) is wanted",
 }
@@ -92,6 +101,11 @@ def test_trial_of_own_training_ends_in_a_named_state_with_the_reason(misbehaved:
 
 def test_own_training_leaves_no_process_behind(misbehaved: dict[str, Any]) -> None:
     assert misbehaved["left"] == []
+    marked = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            marked += [process] * ("TILTYARD_TRAINING" in process.environ())
+    assert [p for p in marked if p.status() != psutil.STATUS_ZOMBIE] == []
 
 
 @pytest.mark.slow

@@ -26,7 +26,17 @@ from tiltyard.sweep.engine.purse import Purse
 from tiltyard.sweep.engine.saving import ask_packs, save_s
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
 from tiltyard.sweep.engine.worker import Post, train_pack
-from tiltyard.sweep.halving import Machine, MembersDone, PackDone, PackLost, PackStopped, StartPack, TimeUp, TrialState
+from tiltyard.sweep.halving import (
+    Machine,
+    MembersDone,
+    PackCut,
+    PackDone,
+    PackLost,
+    PackStopped,
+    StartPack,
+    TimeUp,
+    TrialState,
+)
 from tiltyard.sweep.plan import Group, Plan, Trial
 
 MAX_PACK_FAILURES = 2
@@ -189,6 +199,8 @@ class SweepDriver:
             self.machine.report(MembersDone(pack_id, scores))  # what a queue had done before it was ended is done
             if self.stopping:
                 self.machine.report(PackStopped(pack_id, self._stopping or ""))
+            elif found and is_queued(self._trials[start.cells[0]].model):
+                self.machine.report(PackCut(pack_id))  # each try gets past the member at which two tries died
             else:
                 self.machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
             self._meter_last_attempt(pack_id)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tiltyard.journal import AttemptRow
+from tiltyard.journal import AttemptRow, storable
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.execute import pack_parts
@@ -31,7 +31,7 @@ def ran_out(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """Why an attempt failed, for the journal."""
-    told = f"{type(error).__name__}: {error}"
+    told = storable(f"{type(error).__name__}: {error}")
     return f"{OUT_OF_MEMORY}: {told}" if ran_out(error) else told
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tiltyard.errors import ModelError
+from tiltyard.journal import storable
 from tiltyard.models import builder
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 PARAMETERS = ("config", "data", "report")
 _POLL_S = 0.2
+_MARK = "TILTYARD_TRAINING"
+"""In the environment of the process, and so of all that it starts: what left its process group is found by it."""
+_MOST_EPOCHS = 1 << 31
 
 
 def check_own(model: str) -> None:
@@ -66,6 +71,7 @@ class Child:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
         self._reports = -1
+        self._mark = uuid.uuid4().hex
 
     def __enter__(self) -> Self:
         return self
@@ -91,10 +97,10 @@ class Child:
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
         for line in self._lines(process, why_end):
-            told = json.loads(line)
+            told = _told(line)
             if "end" in told:
-                return None if told["end"] is None else str(told["end"])
-            wrong = on_report(*told["report"])
+                return None if told["end"] is None else storable(str(told["end"]))
+            wrong = on_report(*told["report"]) if "report" in told else f"it wrote {line[:80]!r} where reports go"
             if wrong is not None:
                 self.end()
                 return wrong
@@ -110,6 +116,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        _kill_marked(f"{_MARK}={self._mark}".encode())
         os.close(self._reports)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -142,7 +149,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 pass_fds=(write,),
                 text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), _MARK: self._mark},
                 start_new_session=True,
             )
             os.close(write)
@@ -153,7 +160,8 @@ class Child:
         code = self._process.wait()
         self.end()
         if code < 0:
-            return f"its process was ended by {signal.Signals(-code).name}; where nobody did that, memory ran out"
+            told = f"its process was ended by {signal.Signals(-code).name}"
+            return told + ("; where nobody did that, memory ran out" if -code == signal.SIGKILL else "")
         return f"its process exited with code {code} before train() returned"
 
 
@@ -202,7 +210,7 @@ def _run_seat(
         wrong = wrong_report(epoch, metrics, assignment.metrics)
         if wrong is None:
             scores = {m: float(metrics[m]) for m in assignment.metrics}
-            outcome.add_point(seat.cell, epoch, float(metrics.get("train_loss", math.nan)), scores)
+            outcome.add_point(seat.cell, epoch, number(metrics.get("train_loss")), scores)
             last.clear()
             last.update(scores)
         return wrong
@@ -232,7 +240,7 @@ def _run_seat(
 
 def wrong_report(epoch: Any, metrics: dict[str, Any], wanted: tuple[str, ...]) -> str | None:
     """What is wrong with a report, if anything."""
-    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or not 1 <= epoch < _MOST_EPOCHS:
         return f"report() was told epoch {epoch!r}; a whole number from 1 on is wanted"
     for name in wanted:
         if name not in metrics:
@@ -240,6 +248,39 @@ def wrong_report(epoch: Any, metrics: dict[str, Any], wanted: tuple[str, ...]) -
         value = metrics[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"report() was told {name}={value!r}; a number is wanted"
-        if not math.isfinite(value):
+        if not math.isfinite(number(value)):
             return f"diverged: {name} is not a finite number at epoch {epoch}"
     return None
+
+
+def number(value: Any) -> float:
+    """A reported number as float; NaN where it is none, infinite where it is larger than any."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _told(line: bytes) -> dict[str, Any]:
+    """What a line says; empty where the user's function wrote it itself."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    if "report" in told:
+        report = told["report"]
+        if not isinstance(report, list) or len(report) != 2 or not isinstance(report[1], dict):
+            return {}
+    return told
+
+
+def _kill_marked(mark: bytes) -> None:
+    """Ends every process with the mark in its environment: what was forked may have left the group that was killed."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)

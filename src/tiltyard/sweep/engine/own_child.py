@@ -94,11 +94,18 @@ def _train(asked: dict[str, Any], arrays: dict[str, Any], out: TextIO) -> None:
         if os.getpid() != here:
             os._exit(0)  # a copy of this process that the function forked and let return
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(last.filename).name}:{last.lineno}"
-        out.write(json.dumps({"end": f"{type(error).__name__}: {error} ({where})"}) + "\n")
+        out.write(json.dumps({"end": _said(error)}) + "\n")
     else:
         out.write(json.dumps({"end": None}) + "\n")
+
+
+def _said(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(last.filename).name}:{last.lineno}"
+    try:
+        return f"{type(error).__name__}: {error} ({where})"
+    except Exception:  # a user's error may not be able to say what it is
+        return f"{type(error).__name__} ({where})"
 
 
 def _plain(value: Any) -> Any:

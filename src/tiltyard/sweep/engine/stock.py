@@ -15,7 +15,6 @@ leaderboard are the same as those of packs.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import sys
 import tempfile
@@ -35,12 +34,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from tiltyard.data.stream import open_feed
 from tiltyard.distributions import Choice
 from tiltyard.experiment import Experiment, Halving, Hyperband, Variant
-from tiltyard.journal import Attempt, CellScore
+from tiltyard.journal import Attempt, CellScore, storable
 from tiltyard.models import builder
 from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.driver import SweepDriver, quiet
 from tiltyard.sweep.engine.execute import CURVES
-from tiltyard.sweep.engine.own import Child, wrong_report
+from tiltyard.sweep.engine.own import Child, number, wrong_report
 from tiltyard.sweep.engine.own_child import Data
 from tiltyard.sweep.engine.searcher import Led
 from tiltyard.sweep.engine.stock_checkpoints import KEPT, UNSAVED, Saved, give, note, pack_id_of, saved_of
@@ -172,7 +171,7 @@ class _Conductor:
         if wrong is not None:
             self._wrong.setdefault(cell, wrong)
             return True
-        point = {"cell": cell, "epoch": epoch, "train_loss": _number(told.get("train_loss"))}
+        point = {"cell": cell, "epoch": epoch, "train_loss": number(told.get("train_loss"))}
         self._points.setdefault(cell, []).append(point | {m: float(told[m]) for m in metrics})
         return epoch >= self.max_epochs or self.driver.machine.is_withdrawn(cell)
 
@@ -544,7 +543,7 @@ def _why(tune_trial: Any) -> str:
     error = tune_trial.get_error()
     told = str(error or "its process died before it could say why")
     lines = [line for line in told.strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:2000] if lines else type(error).__name__
+    return storable(lines[-1].strip()[:2000]) if lines else type(error).__name__
 
 
 def _last_of_each_epoch(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -552,7 +551,3 @@ def _last_of_each_epoch(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = {int(p["epoch"]): p for p in points}
     last = int(points[-1]["epoch"]) if points else 0
     return [found[e] for e in sorted(found) if e <= last]
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
