@@ -117,7 +117,7 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
         with (
             logs.bound(experiment=name, job=job),
             span("sweep", experiment=name, job=job),
-            exporting(settings, experiment, tell) as watch,
+            exporting(settings, experiment, tell, job=job) as watch,
         ):
             outcome = launch(
                 settings,

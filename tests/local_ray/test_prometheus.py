@@ -33,6 +33,7 @@ from tiltyard.settings import Settings
 from tiltyard.sweep.engine.launch import Silent
 from tiltyard.telemetry.alerts import ALERTS, RECORDED
 from tiltyard.telemetry.boards import BOARDS
+from tiltyard.telemetry.boards.shapes import OF_ONE
 from tiltyard.telemetry.exporter import RecordReader
 from tiltyard.telemetry.exporter import exporting as record_exporting
 from tiltyard.telemetry.record import Known
@@ -57,6 +58,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     recorded = recorded_sweep.record(settings.home, trials=12, datasets=["rings"])
     part = Scored(rows=40, labelled=40, scores={"accuracy": Score(value=0.7, low=0.6, high=0.8)})
     with Journal.open(settings.journal_uri) as journal:
+        journal.budgets.set("vision", limit_cpu_s=36_000, limit_gpu_s=None)
         results = recorded_sweep.evaluate_champion(recorded, versions=2)
         full = dataclasses.replace(
             results[-1],
@@ -97,7 +99,7 @@ def _count(meters: Meters) -> None:
     meters.request("m", 200, 0.004, 3)
     meters.request("m", 500, 0.004, 0)
     meters.batch("m", 6)
-    meters.state(cast(Any, SimpleNamespace(served_as="m", version=2, problem=None, registry_age_s=1.0)), 1)
+    meters.state(cast(Any, SimpleNamespace(served_as="m", model="m", version=2, problem=None, registry_age_s=1.0)), 1)
     meters.split("m", Split.parse("m@3:0.5", "shadow"))
     buckets = (0, 0, 0, 1, *([0] * (len(BOUNDS_S) - 3)))  # one of the buckets, and one beyond all
     meters.comparison(
@@ -132,12 +134,12 @@ def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_
     )
     gate.touch()
     with Journal.open(_ready(settings).journal_uri) as journal:
-        journal.budgets.set("vision", limit_cpu_s=36_000, limit_gpu_s=None)
+        journal.budgets.set("vision", limit_cpu_s=72_000, limit_gpu_s=None)
     wanted = sweeps.gated(gate, steps=5, budget=Budget(team="vision"))  # past the first rung, into the second
     meters, over = Meters(), threading.Event()
 
     def sweep() -> None:
-        with exporting(settings, wanted, Silent()) as watch:
+        with exporting(settings, wanted, Silent(), job="job-7") as watch:
             sweeps.run_launch(settings, wanted, watch)
 
     def live() -> None:
@@ -159,7 +161,11 @@ def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_
                 missing = prometheus.unanswered(missing)
                 deadline = time.monotonic() + WAIT_S
                 trials = prometheus.ask('sum(ray_tiltyard_sweep_trials{experiment="gated",team="vision"})')
-                limit = prometheus.ask('max(ray_tiltyard_budget_seconds{team="vision",resource="cpu",kind="limit"})')
+                limit = prometheus.ask('max(tiltyard_budget_seconds{team="vision",resource="cpu",kind="limit"})')
+                job = prometheus.ask(OF_ONE["ray_job"][0].replace("$experiment", "gated"))
+                with Journal.open(settings.journal_uri) as journal:
+                    while (run := journal.launches("gated")[0].parent_run_id) is None and time.monotonic() < deadline:
+                        time.sleep(0.2)  # MLflow's writer has made it, and the sweep goes on
                 errors = prometheus.ask(ERRORS)
                 while (
                     abs(float(errors[0]["value"][1]) - 0.5) > 0.05 and time.monotonic() < deadline
@@ -173,6 +179,8 @@ def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_
         over.set()
     assert not missing, f"no data within {WAIT_S} s: {missing}"
     assert float(trials[0]["value"][1]) == 4
+    assert [j["metric"]["ray_job"] for j in job] == ["job-7"]
+    assert run is not None
     assert float(limit[0]["value"][1]) == 36_000
     assert float(errors[0]["value"][1]) == pytest.approx(0.5, abs=0.05)
     rules = [r for g in prometheus.get("rules")["groups"] for r in g["rules"]]

@@ -71,7 +71,7 @@ class Meters:
         self.flush()
         tags = {"model": found.served_as}
         self._waiting.set(waiting, tags)
-        self._version.set(found.version, tags)
+        self._version.set(found.version, {**tags, "registered": found.model})
         self._stale.set(1 if found.problem else 0, tags)
         self._registry_age.set(found.registry_age_s, tags)
 

@@ -60,8 +60,8 @@ class Alert:
 
 
 _BUDGET_USED = (
-    'sum by (team, resource) (max by (team, resource, kind) (ray_tiltyard_budget_seconds{kind=~"reserved|spent"})) '
-    '/ max by (team, resource) (ray_tiltyard_budget_seconds{kind="limit"})'
+    'sum by (team, resource) (max by (team, resource, kind) (tiltyard_budget_seconds{kind=~"reserved|spent"})) '
+    '/ max by (team, resource) (tiltyard_budget_seconds{kind="limit"})'
 )
 
 
@@ -238,6 +238,15 @@ ALERTS = (
         summary="{{ $labels.model }} serves an older version than its alias names",
         meaning="The newer version could not be fetched or loaded, or its digest is not the one on record.",
         action="Read the replica's log; look at the version: tiltyard models show MODEL.",
+    ),
+    Alert(
+        name="TiltyardRegistryAway",
+        expr="max by (model) (ray_tiltyard_serving_registry_age_seconds) > 300",
+        lasting="5m",
+        severity="warning",
+        summary="{{ $labels.model }} has not heard of the registry for {{ $value | humanizeDuration }}",
+        meaning="It answers with the version that it knew last; a promotion or a rollback does not reach it.",
+        action="Look at MLflow and its database: tiltyard doctor; the replica's log says what the registry answered.",
     ),
     Alert(
         name="TiltyardReplicaUnhealthy",

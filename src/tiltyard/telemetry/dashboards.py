@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,17 @@ from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DashboardLinkType,
     DataSourceRef,
+    VariableHide,
     VariableRefresh,
 )
 
 from tiltyard.telemetry.alerts import rules_file, scrape_file
-from tiltyard.telemetry.boards import BOARDS, VARIABLES, Board, Panel
+from tiltyard.telemetry.boards import BOARDS, Board, Panel, onward
+from tiltyard.telemetry.boards.shapes import OF_ONE, VARIABLES
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _WIDTH, _HEIGHT, _NOW_HEIGHT = 24, 8, 4
 GENERATED = "# Written by: tiltyard dashboards render. Change src/tiltyard/telemetry/alerts.py instead.\n"
-ONWARD = {"MLflow": "${mlflow}", "Ray dashboard": "${ray}"}
-"""Links of every panel and board, to addresses that are the board's own text variables."""
 
 
 def files() -> dict[str, str]:
@@ -92,15 +93,7 @@ def _build(board: Board) -> Any:
         .with_variable(dashboard.DatasourceVariable("datasource").type("prometheus").label("Prometheus"))
     )
     for name in board.variables:
-        made = made.with_variable(
-            dashboard.QueryVariable(name)
-            .datasource(_SOURCE)
-            .query(VARIABLES[name])
-            .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-            .multi(True)
-            .include_all(True)
-            .all_value(".*")
-        )
+        made = made.with_variable(_of_one(name) if name in OF_ONE else _chosen(name, several=name not in board.one))
     for name, address in (("mlflow", "http://127.0.0.1:5000"), ("ray", "http://127.0.0.1:8265")):
         made = made.with_variable(dashboard.TextBoxVariable(name).label(f"{name}'s address").default_value(address))
     number = 0
@@ -110,17 +103,39 @@ def _build(board: Board) -> Any:
         width = _WIDTH // min(len(panels), 4 if panels[0].now else 2)
         for panel in panels:
             number += 1
-            made = made.with_panel(_panel(panel, number, width))
+            made = made.with_panel(_panel(board, panel, number, width))
     return made.build()
 
 
-def _panel(panel: Panel, number: int, width: int) -> Any:
+def _chosen(name: str, *, several: bool) -> Any:
+    """A variable that a person chooses a value of, or several."""
+    made = dashboard.QueryVariable(name).datasource(_SOURCE).query(VARIABLES[name])
+    made = made.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).multi(several).include_all(several)
+    return made.all_value(".*") if several else made
+
+
+def _of_one(name: str) -> Any:
+    """A hidden variable that follows from what is chosen: the label of what a query finds at the end of the shown time."""
+    expr, label = OF_ONE[name]
+    made = (
+        dashboard.QueryVariable(name).datasource(_SOURCE).query(f"query_result({expr})").regex(f'/{label}="([^"]+)"/')
+    )
+    return made.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED).hide(VariableHide.HIDE_VARIABLE)
+
+
+def _links(links: Sequence[onward.Link]) -> list[Any]:
+    return [dashboard.DashboardLink(title).url(url).target_blank(True) for title, url in links]
+
+
+def _panel(board: Board, panel: Panel, number: int, width: int) -> Any:
     made: Any = stat.Panel() if panel.now else timeseries.Panel()
     made = made.title(panel.title).description(panel.meaning)
     made = (
         made.unit(panel.unit).datasource(_SOURCE).span(width).height(_NOW_HEIGHT if panel.now else _HEIGHT).id(number)
     )
-    made = made.links([dashboard.DashboardLink(title).url(url).target_blank(True) for title, url in ONWARD.items()])
+    made = made.links(_links(onward.of_panel(board, panel)))
+    if of_series := onward.of_series(board, panel):
+        made = made.data_links(_links(of_series))
     if panel.stacked and not panel.now:
         made = made.fill_opacity(25).stacking(StackingConfig().mode(StackingMode.NORMAL))
     for letter, query in zip("ABCDEFGH", panel.queries, strict=False):

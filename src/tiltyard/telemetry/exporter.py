@@ -70,7 +70,8 @@ class RecordReader:
 
         def journal() -> None:
             with Journal.open(self._settings.journal_uri) as journal:
-                found.extend(record.of_launches(journal.launches()))
+                found.extend(record.of_launches(journal.launches(), now=now))
+                found.extend(record.of_budgets(journal.budgets.all()))
                 refused = Counter(d.subject for d in journal.decisions(kind=REFUSED))
                 found.extend(record.of_datasets(newest, committed, refused, now=now))
                 nights = journal.works.find(NIGHT)

@@ -98,7 +98,12 @@ CONTROL_PLANE = (
     _gauge("tiltyard_sweep_trials", "trials", (*_SWEEP, "state"), "Trials of a running sweep by state."),
     _gauge("tiltyard_sweep_packs_running", "packs", _SWEEP, "Packs that train now."),
     _gauge("tiltyard_sweep_work_done_ratio", "ratio", _SWEEP, "Share of the packs' epochs that is done, 0 to 1."),
-    _gauge("tiltyard_sweep_elapsed_seconds", "seconds", _SWEEP, "Since this launch began to sweep."),
+    _gauge(
+        "tiltyard_sweep_elapsed_seconds",
+        "seconds",
+        (*_SWEEP, "ray_job"),
+        "Since this launch began to sweep; the label is the Ray job that it runs in, if any.",
+    ),
     _gauge("tiltyard_sweep_paused", "yes or no", _SWEEP, "1 while a person has paused the sweep."),
     _gauge(
         "tiltyard_sweep_driver_lag_seconds",
@@ -155,17 +160,23 @@ CONTROL_PLANE = (
         (*_SWEEP, "reason"),
         "Failed trials by class of reason: diverged, out_of_memory, worker_died, time, data or error.",
     ),
-    _gauge(
+)
+RECORD = (
+    _recorded(
         "tiltyard_budget_seconds",
         "device-seconds",
         ("team", "resource", "kind"),
-        "A team's budget: limit, reserved and spent. Exported while a sweep that is charged to it runs.",
+        "A team's budget, whether or not something runs: limit, reserved and spent.",
     ),
-)
-RECORD = (
     _recorded("tiltyard_record_age_seconds", "seconds", (), "Since the record was last read without a fault."),
     _recorded(
         "tiltyard_launches", "keys", ("experiment", "state"), "Keys of an experiment by how their newest launch stands."
+    ),
+    _recorded(
+        "tiltyard_launch_age_seconds",
+        "seconds",
+        ("experiment", "run"),
+        "Since an experiment's newest launch started; the label is its parent run in MLflow, once there is one.",
     ),
     _recorded(
         "tiltyard_night_age_seconds",
@@ -187,6 +198,7 @@ RECORD = (
     ),
 )
 """Control plane: what holds while nothing runs."""
+_SCORED = ("model", "role", "version", "dataset")
 DATA_PLANE = (
     _counter(
         "tiltyard_training_rows", "rows", ("dataset",), "Rows that training steps took, once for all members of a pack."
@@ -209,35 +221,34 @@ DATA_PLANE = (
     _recorded(
         "tiltyard_drifted_columns",
         "columns",
-        ("model", "role", "dataset"),
+        _SCORED,
         "Columns of the newest evaluated version that drifted from the training split, predictions in them.",
     ),
     _recorded(
         "tiltyard_column_moved_ratio",
         "ratio",
-        ("model", "role", "dataset", "column"),
+        (*_SCORED, "column"),
         "Share of rows that moved to another cell since training; (prediction) and (confidence) are what was answered.",
     ),
     _recorded(
         "tiltyard_column_missing_ratio",
         "ratio",
-        ("model", "role", "dataset", "column", "since"),
+        (*_SCORED, "column", "since"),
         "Share of missing values: in training, and now.",
     ),
     _recorded(
         "tiltyard_column_mean",
         "of the column",
-        ("model", "role", "dataset", "column", "since"),
+        (*_SCORED, "column", "since"),
         "Mean of a number: in training, and now.",
     ),
     _recorded(
         "tiltyard_predicted_ratio",
         "ratio",
-        ("model", "role", "dataset", "class"),
+        (*_SCORED, "class"),
         "Share of the answers that name a class.",
     ),
 )
-_SCORED = ("model", "role", "dataset")
 MODEL_PLANE = (
     _recorded(
         "tiltyard_model_score",
@@ -263,11 +274,11 @@ MODEL_PLANE = (
         (*_SCORED, "column", "bound"),
         "Smallest selection rate of a group over the largest, where a sensitive column was declared.",
     ),
-    _recorded("tiltyard_model_age_seconds", "seconds", ("model", "role"), "Since the version was trained."),
+    _recorded("tiltyard_model_age_seconds", "seconds", ("model", "role", "version"), "Since the version was trained."),
     _recorded(
         "tiltyard_model_below_bound",
         "yes or no",
-        ("model", "role", "dataset"),
+        _SCORED,
         "1 where the whole interval is worse than that of the version's own test split: it is no longer what was promoted.",
     ),
 )
@@ -282,7 +293,12 @@ SERVING = (
         "tiltyard_serving_batch_rows", "rows", _MODEL, "Rows of one call to a model, small requests merged.", _ROWS
     ),
     _gauge("tiltyard_serving_waiting_requests", "requests", _MODEL, "Requests that wait for the model."),
-    _gauge("tiltyard_serving_version", "version", _MODEL, "Registry version that serves."),
+    _gauge(
+        "tiltyard_serving_version",
+        "version",
+        (*_MODEL, "registered"),
+        "Registry version that serves; the second label is the model's name in the registry.",
+    ),
     _gauge("tiltyard_serving_stale", "yes or no", _MODEL, "1 while a newer version could not be loaded."),
     _gauge(
         "tiltyard_serving_registry_age_seconds",

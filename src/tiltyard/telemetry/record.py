@@ -1,7 +1,7 @@
-"""What the record says, as readings of declared metrics: launches, nights, dataset versions, evaluated models. Pure.
+"""What the record says, as readings of declared metrics: launches, budgets, nights, dataset versions, evaluated models. Pure.
 
-How many series: each list is cut at what a person can look at (`MOST_EXPERIMENTS`, `MOST_MODELS`, `MOST_COLUMNS`,
-`MOST_SLICES`, `MOST_CLASSES`), so a record of any length stays under the bound that the tests hold.
+How many series: each list is cut at what a person can look at (`MOST_EXPERIMENTS`, `MOST_TEAMS`, `MOST_MODELS`,
+`MOST_COLUMNS`, `MOST_SLICES`, `MOST_CLASSES`), so a record of any length stays under the bound that the tests hold.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from tiltyard.data.versions import DatasetVersion
 from tiltyard.evaluation.folding import PREDICTED, Evaluated
 from tiltyard.evaluation.scores import Score
 from tiltyard.journal import Launch, Work, WorkResult
+from tiltyard.money import Budget
 from tiltyard.types import METRICS, Mode
 
 Readings = list[tuple[str, dict[str, str], float]]
 """Name of an instrument, its labels, its value."""
-MOST_EXPERIMENTS, MOST_MODELS, MOST_COLUMNS, MOST_SLICES, MOST_CLASSES = 30, 12, 8, 6, 8
+MOST_EXPERIMENTS, MOST_TEAMS, MOST_MODELS, MOST_COLUMNS, MOST_SLICES, MOST_CLASSES = 30, 20, 12, 8, 6, 8
 OUTCOMES = ("promoted", "refused", "waiting", "watched", "nothing_changed", "failed", "running")
 ROLES = ("champion", "candidate", "previous")
 
@@ -43,17 +44,42 @@ class Known:
     trained_on: tuple[str, int] | None = None
 
 
-def of_launches(launches: Iterable[Launch]) -> Readings:
-    """Keys by state, of the experiments that were started last; ``launches`` has the newest first."""
+def of_launches(launches: Iterable[Launch], *, now: float) -> Readings:
+    """Keys by state, and the newest launch, of the experiments that were started last; ``launches`` has the newest first."""
     counts: dict[str, Counter[str]] = {}
+    found: Readings = []
     for launch in launches:
-        if launch.experiment in counts or len(counts) < MOST_EXPERIMENTS:
-            counts.setdefault(launch.experiment, Counter())[launch.state] += 1
-    return [
+        if launch.experiment not in counts and len(counts) == MOST_EXPERIMENTS:
+            continue
+        if launch.experiment not in counts:
+            newest = {"experiment": launch.experiment, "run": launch.parent_run_id or ""}
+            found.append(("tiltyard_launch_age_seconds", newest, max(0.0, now - launch.started)))
+        counts.setdefault(launch.experiment, Counter())[launch.state] += 1
+    return found + [
         ("tiltyard_launches", {"experiment": name, "state": state}, float(found[state]))
         for name, found in counts.items()
         for state in ("running", "finished", "stopped", "failed")
     ]
+
+
+def of_budgets(budgets: Mapping[str, Budget]) -> Readings:
+    """Limit, reserved and spent of each team's budget, the first `MOST_TEAMS` by name; what has no limit tells none."""
+    found: Readings = []
+    for team, budget in sorted(budgets.items())[:MOST_TEAMS]:
+        amounts = {
+            ("cpu", "limit"): budget.limit_cpu_s,
+            ("gpu", "limit"): budget.limit_gpu_s,
+            ("cpu", "reserved"): budget.reserved.cpu_s,
+            ("gpu", "reserved"): budget.reserved.gpu_s,
+            ("cpu", "spent"): budget.spent.cpu_s,
+            ("gpu", "spent"): budget.spent.gpu_s,
+        }
+        found += [
+            ("tiltyard_budget_seconds", {"team": team, "resource": resource, "kind": kind}, float(amount))
+            for (resource, kind), amount in amounts.items()
+            if amount is not None
+        ]
+    return found
 
 
 def of_nights(
@@ -130,7 +156,7 @@ def of_models(known: Sequence[Known], evaluated: Iterable[Evaluated], *, now: fl
             by_version.setdefault((result.model, result.model_version), []).append(result)
     found: Readings = []
     for model in list(known)[:MOST_MODELS]:
-        who = {"model": model.name, "role": model.role}
+        who = {"model": model.name, "role": model.role, "version": str(model.version)}
         found.append(("tiltyard_model_age_seconds", who, max(0.0, now - model.created)))
         results = by_version.get((model.name, model.version), [])
         if results:

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from tiltyard.experiment import Experiment
 from tiltyard.journal import AttemptRow, Journal, Spend
-from tiltyard.money import Budget
 from tiltyard.settings import Settings
 from tiltyard.telemetry.instruments import gauge
 
@@ -59,13 +58,14 @@ class Tick(Protocol):
         """Who paused it."""
 
 
-def of_tick(tick: Tick, experiment: Experiment, lag_s: float) -> Readings:
+def of_tick(tick: Tick, experiment: Experiment, lag_s: float, job: str = "") -> Readings:
     """What the last tick says. States that no trial is in any more are 0, not gone.
 
     Args:
         tick: The last.
         experiment: Which one.
         lag_s: Since then.
+        job: The Ray job that it runs in, if any.
     """
     sweep = labels_of(experiment)
     states = dict.fromkeys(("planned", "waiting", "running", "done", "stopped", "failed", "interrupted"), 0)
@@ -76,7 +76,7 @@ def of_tick(tick: Tick, experiment: Experiment, lag_s: float) -> Readings:
     found += [
         ("tiltyard_sweep_packs_running", sweep, float(tick.packs_running)),
         ("tiltyard_sweep_work_done_ratio", sweep, tick.work_done),
-        ("tiltyard_sweep_elapsed_seconds", sweep, tick.elapsed_s + lag_s),
+        ("tiltyard_sweep_elapsed_seconds", {**sweep, "ray_job": job}, tick.elapsed_s + lag_s),
         ("tiltyard_sweep_paused", sweep, 0.0 if tick.paused is None else 1.0),
         ("tiltyard_sweep_driver_lag_seconds", sweep, lag_s),
     ]
@@ -90,7 +90,6 @@ def of_tick(tick: Tick, experiment: Experiment, lag_s: float) -> Readings:
 def of_record(
     attempts: list[AttemptRow],
     spend: Spend,
-    team: Budget | None,
     experiment: Experiment,
     *,
     now: float,
@@ -99,12 +98,11 @@ def of_record(
     rungs: Sequence[str] = (),
     failures: Mapping[str, int] | None = None,
 ) -> Readings:
-    """What the journal says of the key, and of the budget that it is charged to.
+    """What the journal says of the key.
 
     Args:
         attempts: Every try at a pack of the key.
         spend: What was metered on it.
-        team: The budget.
         experiment: Which one.
         now: Seconds since 1970.
         ended_trials: Trials of it that have ended, over all launches.
@@ -137,20 +135,6 @@ def of_record(
         found += [
             ("tiltyard_sweep_trial_cost_seconds", {**sweep, "resource": r}, held_s / ended_trials)
             for r, held_s in (("cpu", spend.cpu_s), ("gpu", spend.gpu_s))
-        ]
-    if team is not None and experiment.budget.team is not None:
-        amounts = {
-            ("cpu", "limit"): team.limit_cpu_s,
-            ("gpu", "limit"): team.limit_gpu_s,
-            ("cpu", "reserved"): team.reserved.cpu_s,
-            ("gpu", "reserved"): team.reserved.gpu_s,
-            ("cpu", "spent"): team.spent.cpu_s,
-            ("gpu", "spent"): team.spent.gpu_s,
-        }
-        found += [
-            ("tiltyard_budget_seconds", {"team": experiment.budget.team, "resource": r, "kind": k}, float(amount))
-            for (r, k), amount in amounts.items()
-            if amount is not None
         ]
     return found
 
@@ -206,9 +190,15 @@ class Exporting:
     """Tells a watcher all that it is told, and exports it."""
 
     def __init__(
-        self, settings: Settings, experiment: Experiment, watch: Watch, *, set_gauge: Callable[..., None] | None = None
+        self,
+        settings: Settings,
+        experiment: Experiment,
+        watch: Watch,
+        *,
+        job: str = "",
+        set_gauge: Callable[..., None] | None = None,
     ) -> None:
-        self._settings, self._experiment, self._watch = settings, experiment, watch
+        self._settings, self._experiment, self._watch, self._job = settings, experiment, watch, job
         self._set = set_gauge or _Gauges()
         self._key = ""
         self._last: tuple[float, Any] | None = None
@@ -257,13 +247,12 @@ class Exporting:
     def _readings(self, journal: Journal) -> Readings:
         assert self._last is not None
         at, tick = self._last
-        team, states = self._experiment.budget.team, tick.states
+        states = tick.states
         launch = journal.launch(self._key)
         self._count_failures(journal, states.get("failed", 0))
-        return of_tick(tick, self._experiment, time.monotonic() - at) + of_record(
+        return of_tick(tick, self._experiment, time.monotonic() - at, self._job) + of_record(
             journal.attempts(self._key),
             journal.spend(self._key),
-            None if team is None else journal.budgets.get(team),
             self._experiment,
             now=time.time(),
             ended_trials=sum(states.get(s, 0) for s in ("done", "stopped", "failed")),
@@ -294,9 +283,9 @@ class _Gauges:
 
 
 @contextmanager
-def exporting(settings: Settings, experiment: Experiment, watch: Watch) -> Iterator[Exporting]:
-    """A watcher that exports while the block lasts."""
-    made = Exporting(settings, experiment, watch)
+def exporting(settings: Settings, experiment: Experiment, watch: Watch, *, job: str = "") -> Iterator[Exporting]:
+    """A watcher that exports while the block lasts; ``job`` is the Ray job that the sweep runs in, if any."""
+    made = Exporting(settings, experiment, watch, job=job)
     try:
         yield made
     finally:

@@ -115,9 +115,10 @@ class Tracker:
         """Asks for the end of the parent run."""
         self._send("close", {"status": status, "metrics": dict(metrics), "tags": dict(tags)})
 
-    def parent_run_id(self) -> str | None:
-        """The parent run's id, once the writer has it; None where MLflow does not answer."""
-        self._wait(lambda: self._state().get("parent_run_id") is not None)
+    def parent_run_id(self, *, wait: bool = True) -> str | None:
+        """The parent run's id, once the writer has it; None where MLflow does not answer, or has not yet and nobody waits."""
+        if wait:
+            self._wait(lambda: self._state().get("parent_run_id") is not None)
         found = self._state().get("parent_run_id")
         return None if found is None else str(found)
 

@@ -13,7 +13,8 @@ import yaml
 
 from tiltyard import cli
 from tiltyard.telemetry.alerts import ALERTS, RECORDED
-from tiltyard.telemetry.boards import BOARDS, VARIABLES
+from tiltyard.telemetry.boards import BOARDS, onward
+from tiltyard.telemetry.boards.shapes import OF_ONE, VARIABLES
 from tiltyard.telemetry.dashboards import differing, files, model, write
 from tiltyard.telemetry.instruments import DECLARED, exposed_series
 
@@ -87,7 +88,55 @@ def test_panels_of_every_board_have_title_unit_meaning_links_and_a_place_of_thei
                 assert used <= set(board.variables), f"{panel['title']} uses {used}, which {board.uid} has not"
         spots = [(p["gridPos"]["x"], p["gridPos"]["y"]) for p in made["panels"]]
         assert len(set(spots)) == len(spots)
-    assert {v for b in BOARDS for v in b.variables} <= set(VARIABLES)
+    assert {v for b in BOARDS for v in b.variables} == {*VARIABLES, *OF_ONE}
+    for expr, label in OF_ONE.values():
+        assert names_in(expr) <= set(exposed_series())
+        assert label in {la for name in names_in(expr) for la in exposed_series()[name].labels}
+
+
+MLFLOW_PAGES = r"#/(experiments|models|models/[^/?]+/versions/[^/?]+|runs/[^/?]+)"
+RAY_PAGES = r"#/(overview|jobs|jobs/[^/?]+|serve|serve/applications/[^/?]+/[^/?]+|cluster)"
+"""Routes of the two programs' pages."""
+
+
+def test_links_of_panels_lead_to_pages_that_there_are_and_use_labels_and_variables_that_the_board_has() -> None:
+    for board in BOARDS:
+        for panel in board.panels:
+            of_panel, of_series = onward.of_panel(board, panel), onward.of_series(board, panel)
+            for _, url in (*of_panel, *of_series):
+                page = re.sub(r"\$\{[^}]*\}", "x", url)
+                assert re.fullmatch(rf"x/({MLFLOW_PAGES}|{RAY_PAGES})", page) or page.startswith(
+                    "/d/tiltyard-sweep?"
+                ), url
+                used = set(re.findall(r"\$\{(\w+)\}", url))
+                assert used <= {"mlflow", "ray", "datasource", *board.variables}, f"{url} on {board.uid}"
+            labels = onward.labels_of(panel)
+            assert set(re.findall(r"__field\.labels\.(\w+)", str(of_series))) <= labels
+
+
+def test_lines_of_models_lead_to_their_version_and_a_sweep_to_its_run_and_job() -> None:
+    boards = {b.uid: b for b in BOARDS}
+    scored = {q: p for p in boards["tiltyard-models"].panels for q in [p.title]}
+    version = "${mlflow}/#/models/${__field.labels.model}/versions/${__field.labels.version}"
+    for title in (
+        "Score with its interval",
+        "Score by slice",
+        "Since training",
+        "Below its bound",
+        "Columns that drifted",
+    ):
+        panel = next(p for p in model(boards["tiltyard-models"])["panels"] if p["title"] == title)
+        assert [link["url"] for link in panel["fieldConfig"]["defaults"]["links"]] == [version]
+    assert onward.of_series(boards["tiltyard-models"], scored["Version that serves"]) == (
+        ("This version in MLflow", "${mlflow}/#/models/${__field.labels.registered}/versions/${__value.raw}"),
+    )
+    made = model(boards["tiltyard-sweep"])
+    for panel in made["panels"]:
+        if panel["type"] != "row":
+            assert [link["url"] for link in panel["links"]] == ["${mlflow}/#/runs/${run}", "${ray}/#/jobs/${ray_job}"]
+    by_name = {v["name"]: v for v in made["templating"]["list"]}
+    assert (by_name["run"]["hide"], by_name["ray_job"]["hide"]) == (2, 2)
+    assert (by_name["experiment"]["multi"], by_name["experiment"]["includeAll"]) == (False, False)
 
 
 def test_every_alert_is_driven_to_fire_and_to_stay_silent_with_promtool() -> None:

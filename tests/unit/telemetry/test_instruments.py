@@ -35,8 +35,13 @@ FEW = {
     "class",
     "bound",
     "since",
+    "version",
+    "registered",
+    "run",
+    "ray_job",
 }
-"""Those of the record are cut at what a person can look at (`tiltyard.telemetry.record`)."""
+"""Those of the record are cut at what a person can look at (`tiltyard.telemetry.record`); of run, ray_job and version there is
+one at a time for each experiment or role."""
 
 
 def test_declared_metrics_are_named_once_with_base_units_and_labels_of_which_there_are_few() -> None:

@@ -67,6 +67,38 @@ def test_nights_tell_their_age_outcome_and_the_age_of_their_data(tmp_path: Path)
     assert told(readings, "tiltyard_night_data_age_seconds", "dataset") == {"wine": 77.0}
 
 
+def test_newest_launch_of_each_experiment_tells_its_age_and_its_run(tmp_path: Path) -> None:
+    with Journal.open(f"sqlite:///{tmp_path / 'journal.db'}") as journal:
+        for key, name in (("1", "old"), ("2", "twice"), ("3", "twice"), ("4", "unwritten")):
+            claim = journal.claim(key, experiment=name, spec="", owner=Owner.here())
+            if name != "unwritten":
+                journal.set_parent_run(claim, f"run-{key}")
+            journal.release(claim, state="finished", summary={})
+        launches = journal.launches()
+    readings = record.of_launches(launches, now=launches[0].started + 60)
+    ages = told(readings, "tiltyard_launch_age_seconds", "experiment", "run")
+    assert set(ages) == {("old", "run-1"), ("twice", "run-3"), ("unwritten", "")}
+    assert ages["unwritten", ""] == pytest.approx(60)
+    many = [dataclasses.replace(launches[0], experiment=f"e{i}", key=str(i)) for i in range(100)]
+    assert len(record.of_launches(many, now=0.0)) == 5 * record.MOST_EXPERIMENTS
+
+
+def test_budgets_tell_what_is_left_whether_or_not_something_runs_and_are_cut(tmp_path: Path) -> None:
+    with Journal.open(f"sqlite:///{tmp_path / 'journal.db'}") as journal:
+        for number in range(record.MOST_TEAMS + 5):
+            journal.budgets.set(f"team{number:02}", limit_cpu_s=3600, limit_gpu_s=None)
+        readings = record.of_budgets(journal.budgets.all())
+    amounts = told(readings, "tiltyard_budget_seconds", "team", "resource", "kind")
+    assert {k[1:]: v for k, v in amounts.items() if k[0] == "team00"} == {
+        ("cpu", "limit"): 3600,
+        ("cpu", "reserved"): 0,
+        ("cpu", "spent"): 0,
+        ("gpu", "reserved"): 0,
+        ("gpu", "spent"): 0,
+    }
+    assert len({team for team, _, _ in amounts}) == record.MOST_TEAMS
+
+
 def evaluated(directory: Path, **changes: Any) -> list[Any]:
     recorded = recorded_sweep.record(directory, trials=12, datasets=["rings"])
     return [dataclasses.replace(r, **changes) for r in recorded_sweep.evaluate_champion(recorded, versions=3)]
@@ -92,7 +124,7 @@ def test_models_tell_scores_intervals_slices_calibration_fairness_drift_and_age_
     assert told(readings, "tiltyard_model_slice_score", "column", "slice", "bound")["site", "east", "high"] == 0.8
     assert told(readings, "tiltyard_model_calibration_error", "model") == {name: 0.02}
     assert told(readings, "tiltyard_model_fairness_ratio", "bound")["low"] == 0.6
-    assert told(readings, "tiltyard_model_age_seconds", "role") == {"champion": 3600.0}
+    assert told(readings, "tiltyard_model_age_seconds", "role", "version") == {("champion", "1"): 3600.0}
     assert told(readings, "tiltyard_drifted_columns", "dataset") == {"rings": 1.0}
     assert told(readings, "tiltyard_column_moved_ratio", "column")["width"] > 0.1
     means = told(readings, "tiltyard_column_mean", "since")
@@ -188,6 +220,7 @@ def test_exporter_answers_prometheus_with_real_stores_and_goes_on_when_one_is_aw
     assert DatasetStore(settings.data_uri).resolve("wine").version == 1
     with Journal.open(settings.journal_uri) as journal:
         night(journal, "wine", "2026-11-24", "watched")
+        journal.budgets.set("vision", limit_cpu_s=36_000, limit_gpu_s=None)
     with exporting(settings, every_s=0.05) as exporter:
         text = until(exporter, "tiltyard_night_outcome")
         assert 'tiltyard_dataset_versions_refused{dataset="wine"} 1' in text
@@ -195,6 +228,8 @@ def test_exporter_answers_prometheus_with_real_stores_and_goes_on_when_one_is_aw
         assert 'tiltyard_night_outcome{night="wine",outcome="watched"} 1' in text
         assert 'tiltyard_night_data_age_seconds{night="wine",dataset="wine"}' in text
         assert 'tiltyard_launches{experiment="recorded",state="finished"} 1' in text
+        assert 'tiltyard_budget_seconds{team="vision",resource="cpu",kind="limit"} 36000' in text
+        assert 'tiltyard_budget_seconds{team="vision",resource="gpu",kind="spent"} 0' in text
         for line in text.splitlines():
             if not line.startswith("#"):
                 assert DECLARED[line.partition("{")[0].partition(" ")[0]].source is Source.RECORD

@@ -57,11 +57,9 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     recorded = recorded_sweep.record(tmp_path, trials=24)
     wanted = experiment(budget=Budget(team="vision"))
     with Journal.open(recorded.settings.journal_uri) as journal:
-        team = journal.budgets.set("vision", limit_cpu_s=3600, limit_gpu_s=None)
         record = of_record(
             journal.attempts(recorded.key),
             journal.spend(recorded.key),
-            team,
             wanted,
             now=time.time(),
             ended_trials=5,
@@ -70,12 +68,13 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
             failures={"out_of_memory": 1},
         )
         spent = journal.spend(recorded.key)
-    readings = of_tick(Tick(), wanted, 2.0) + record
+    readings = of_tick(Tick(), wanted, 2.0, "job-7") + record
     for name, labels, _ in readings:
         assert set(labels) == set(DECLARED[name].labels), name
     states = only(readings, "tiltyard_sweep_trials")
     assert (states["running"], states["done"], states["failed"]) == (3, 2, 0)
     assert only(readings, "tiltyard_sweep_driver_lag_seconds") == {"": 2.0}
+    assert [la["ray_job"] for name, la, _ in readings if name == "tiltyard_sweep_elapsed_seconds"] == ["job-7"]
     assert only(readings, "tiltyard_sweep_held_seconds") == {"cpu": spent.cpu_s, "gpu": 0.0}
     assert only(readings, "tiltyard_sweep_lost_seconds") == {"cpu": pytest.approx(3.0), "gpu": 0.0}
     assert only(readings, "tiltyard_sweep_retries") == {"": 2.0}
@@ -84,14 +83,6 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     assert only(readings, "tiltyard_sweep_rung_decisions") == {"went_on": 4, "stopped": 8}
     assert only(readings, "tiltyard_sweep_failures")["out_of_memory"] == 1
     assert only(readings, "tiltyard_sweep_attempts")["failed"] == 2
-    budget = {(la["resource"], la["kind"]): v for n, la, v in readings if n == "tiltyard_budget_seconds"}
-    assert budget == {
-        ("cpu", "limit"): 3600,
-        ("cpu", "reserved"): 0,
-        ("cpu", "spent"): 0,
-        ("gpu", "reserved"): 0,
-        ("gpu", "spent"): 0,
-    }
 
 
 def test_exporting_reads_reasons_restarts_and_rungs_from_the_journal(

@@ -21,7 +21,7 @@ from tiltyard.data.stream import Shared, share
 from tiltyard.errors import AlreadyClaimedError, MachineError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialUpdate
-from tiltyard.placement import groups_of
+from tiltyard.placement import asked, groups_of
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine import ray_runtime
 from tiltyard.sweep.engine.control import Control, replay
@@ -35,6 +35,7 @@ from tiltyard.sweep.engine.memory import fitting, sizes_of
 from tiltyard.sweep.engine.packing import is_queued, pack_size_for, shape_of
 from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models, prepare
 from tiltyard.sweep.engine.rows import ended_outside, results_of, trial_record, trial_row
+from tiltyard.sweep.engine.warm import Warm
 from tiltyard.sweep.engine.worker import Post, import_paths
 from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.growth import Growth
@@ -49,6 +50,8 @@ from tiltyard.types import trains_itself
 
 SHARED_AT_ONCE = 4
 """Datasets that are read at the same time: each needs a few processes and the memory of what it reads."""
+PARENT_EVERY_S = 5.0
+"""How often a sweep looks whether MLflow's writer has the parent run."""
 Page = Callable[[str, Leaderboard, str | None], bytes | None]
 """Draws and keeps the report of a key that is about to be finished, from its leaderboard and why it ended early; None where
 it could not."""
@@ -320,6 +323,21 @@ class _Launch:
                 return self._stopped(driver, tracker, by_person=request.reason is not None)
             return self._finish(driver, tracker, store)
 
+    def _telling(self, tracker: Tracker) -> Callable[[Tick], None]:
+        """What is told of each turn; records the parent run as soon as the writer has it, so that boards lead to it."""
+        look_from = time.monotonic()
+
+        def tell(tick: Tick) -> None:
+            nonlocal look_from
+            if time.monotonic() >= look_from:
+                parent = tracker.parent_run_id(wait=False)
+                look_from = math.inf if parent is not None else time.monotonic() + PARENT_EVERY_S
+                if parent is not None:
+                    self.journal.set_parent_run(self.claim, parent)
+            self.watch.tick(tick)
+
+        return tell
+
     def _machine(self, pack_size: Callable[[Group, Sequence[Trial]], int]) -> Machine:
         objective = self.experiment.objective
         return Machine(
@@ -384,7 +402,7 @@ class _Launch:
             layout=self.layout,
             machine=machine,
             known=self.known,
-            watch=self.watch.tick,
+            watch=self._telling(tracker),
             on_end=lambda cells: self._track(tracker, [self._by_cell[c] for c in cells], machine),
             stop_requested=request,
             grow=lambda: self._grow_and_record(machine),
@@ -392,20 +410,22 @@ class _Launch:
         )
         self.machine = machine
         if not driver.done or machine.outside:
+            warm = Warm(min(slots, machine.waiting), asked(resources, groups_of(os.environ)))
             post = self._post(device, slots, first.get("sizes"))
             try:
-                self._run(driver, post, slots)
+                self._run(driver, post, slots, warm)
             finally:
                 for shared in post.splits.values():
                     shared.close()
             driver.tick()
         return driver
 
-    def _run(self, driver: SweepDriver, post: Post, slots: int) -> None:
+    def _run(self, driver: SweepDriver, post: Post, slots: int, warm: Warm) -> None:
         """Packs, then what shares none, then what joins once both have ended, until nothing is left."""
         while not driver.stopping and (not driver.done or driver.machine.outside):
             if not driver.done:
-                run_packs(driver, replace(post, since=time.time()), max_concurrent=slots)
+                with warm.taken():
+                    run_packs(driver, replace(post, since=time.time()), max_concurrent=slots)
                 if not driver.done:  # Ray Tune gave up: what is left goes on another time
                     return
             for group in driver.machine.outside if not driver.stopping else ():

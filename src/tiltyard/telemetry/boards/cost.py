@@ -20,9 +20,9 @@ BOARD = Board(
                     "percentunit",
                     "Reserved and spent over the limit, by team.",
                     (
-                        'sum by (team, resource) (max by (team, resource, kind) (ray_tiltyard_budget_seconds{team=~"$team",'
+                        'sum by (team, resource) (max by (team, resource, kind) (tiltyard_budget_seconds{team=~"$team",'
                         'kind=~"reserved|spent"})) / max by (team, resource) '
-                        '(ray_tiltyard_budget_seconds{team=~"$team",kind="limit"})',
+                        '(tiltyard_budget_seconds{team=~"$team",kind="limit"})',
                         "{{team}} {{resource}}",
                     ),
                 ),

@@ -113,8 +113,8 @@ BOARD = Board(
                     "Share of rows in another cell than in training, of the columns that moved most; (prediction) and "
                     "(confidence) are the answers.",
                     (
-                        f"max by (model, role, column) (tiltyard_column_moved_ratio{{{RECORDED}}})",
-                        "{{model}} {{role}} {{column}}",
+                        f"max by (model, role, version, column) (tiltyard_column_moved_ratio{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} {{column}}",
                     ),
                 ),
                 panel(
@@ -122,8 +122,8 @@ BOARD = Board(
                     "percentunit",
                     "Share of a column in training and now.",
                     (
-                        f"max by (model, column, since) (tiltyard_column_missing_ratio{{{RECORDED}}})",
-                        "{{model}} {{column}} {{since}}",
+                        f"max by (model, role, version, column, since) (tiltyard_column_missing_ratio{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} {{column}} {{since}}",
                     ),
                 ),
                 panel(
@@ -131,8 +131,8 @@ BOARD = Board(
                     "none",
                     "Of a column in training and now.",
                     (
-                        f"max by (model, column, since) (tiltyard_column_mean{{{RECORDED}}})",
-                        "{{model}} {{column}} {{since}}",
+                        f"max by (model, role, version, column, since) (tiltyard_column_mean{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} {{column}} {{since}}",
                     ),
                 ),
                 panel(
@@ -140,8 +140,8 @@ BOARD = Board(
                     "percentunit",
                     "Share of the answers on the newest evaluated version.",
                     (
-                        f"max by (model, role, class) (tiltyard_predicted_ratio{{{RECORDED}}})",
-                        "{{model}} {{role}} {{class}}",
+                        f"max by (model, role, version, class) (tiltyard_predicted_ratio{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} {{class}}",
                     ),
                 ),
             ),

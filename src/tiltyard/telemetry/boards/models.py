@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiltyard.telemetry.boards.shapes import MODEL, RATE, RECORDED, Board, panel, quantile
-from tiltyard.telemetry.boards.shared import DRIFTED, SCORE
+from tiltyard.telemetry.boards.shared import DRIFTED, REGISTRY_AGE, SCORE, VERSION
 
 BOARD = Board(
     uid="tiltyard-models",
@@ -14,18 +14,8 @@ BOARD = Board(
         (
             "Versions",
             (
-                panel(
-                    "Version that serves",
-                    "none",
-                    "The registry's number.",
-                    (f"max by (model) (ray_tiltyard_serving_version{{{MODEL}}})", "{{model}}"),
-                ),
-                panel(
-                    "Since the registry was heard",
-                    "s",
-                    "Minutes: the registry is away, and the version that was known last is served.",
-                    (f"max by (model) (ray_tiltyard_serving_registry_age_seconds{{{MODEL}}})", "{{model}}"),
-                ),
+                VERSION,
+                REGISTRY_AGE,
                 panel(
                     "Older than its alias",
                     "bool_yes_no",
@@ -43,8 +33,8 @@ BOARD = Board(
                     "none",
                     "Of the metric that models are chosen by, with its interval; a slice far below the rest is a weakness.",
                     (
-                        f"max by (model, role, metric, column, slice, bound) (tiltyard_model_slice_score{{{RECORDED}}})",
-                        "{{model}} {{role}} {{column}}={{slice}} {{bound}}",
+                        f"max by (model, role, version, metric, column, slice, bound) (tiltyard_model_slice_score{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} {{column}}={{slice}} {{bound}}",
                     ),
                 ),
                 panel(
@@ -52,8 +42,8 @@ BOARD = Board(
                     "percentunit",
                     "Mean distance of confidence and the share that was right.",
                     (
-                        f"max by (model, role, dataset) (tiltyard_model_calibration_error{{{RECORDED}}})",
-                        "{{model}} {{role}}",
+                        f"max by (model, role, version, dataset) (tiltyard_model_calibration_error{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}}",
                     ),
                 ),
                 panel(
@@ -61,23 +51,26 @@ BOARD = Board(
                     "percentunit",
                     "Smallest selection rate of a group over the largest, of declared sensitive columns; look below 0.8.",
                     (
-                        f"max by (model, role, column, bound) (tiltyard_model_fairness_ratio{{{RECORDED}}})",
-                        "{{model}} {{role}} {{column}} {{bound}}",
+                        f"max by (model, role, version, column, bound) (tiltyard_model_fairness_ratio{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} {{column}} {{bound}}",
                     ),
                 ),
                 panel(
                     "Since training",
                     "s",
                     "Age of each version that has a role.",
-                    (f"max by (model, role) (tiltyard_model_age_seconds{{{RECORDED}}})", "{{model}} {{role}}"),
+                    (
+                        f"max by (model, role, version) (tiltyard_model_age_seconds{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}}",
+                    ),
                 ),
                 panel(
                     "Below its bound",
                     "bool_yes_no",
                     "The whole interval is worse than that of the test split it was promoted on.",
                     (
-                        f"max by (model, role, dataset) (tiltyard_model_below_bound{{{RECORDED}}})",
-                        "{{model}} {{role}} on {{dataset}}",
+                        f"max by (model, role, version, dataset) (tiltyard_model_below_bound{{{RECORDED}}})",
+                        "{{model}} {{role}} {{version}} on {{dataset}}",
                     ),
                     now=True,
                 ),

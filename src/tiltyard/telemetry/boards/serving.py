@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tiltyard.telemetry.boards.shapes import CLUSTER, MODEL, RATE, Board, panel, quantile
-from tiltyard.telemetry.boards.shared import BURN, LATENCY, SLOW_BURN
+from tiltyard.telemetry.boards.shared import BURN, LATENCY, REGISTRY_AGE, SLOW_BURN, VERSION
 
 REQUESTS = panel(
     "Requests",
@@ -46,8 +46,10 @@ BOARD = Board(
             ),
         ),
         (
-            "Replicas",
+            "Versions and replicas",
             (
+                VERSION,
+                REGISTRY_AGE,
                 panel(
                     "Healthy replicas",
                     "short",

@@ -43,13 +43,17 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """One page of panels in rows. ``variables`` are those of `VARIABLES` that its queries use."""
+    """One page of panels in rows.
+
+    ``variables`` are those of `VARIABLES` that its queries and links use; of those in ``one`` a single value is chosen.
+    """
 
     uid: str
     title: str
     meaning: str
     rows: tuple[tuple[str, tuple[Panel, ...]], ...]
     variables: tuple[str, ...]
+    one: tuple[str, ...] = ()
 
     @property
     def panels(self) -> tuple[Panel, ...]:
@@ -59,11 +63,20 @@ class Board:
 
 VARIABLES = {
     "cluster": "label_values(ray_node_cpu_count, ray_io_cluster)",
-    "team": "label_values(ray_tiltyard_sweep_trials, team)",
-    "experiment": "label_values(ray_tiltyard_sweep_trials, experiment)",
+    "team": 'label_values({__name__=~"ray_tiltyard_sweep_trials|tiltyard_budget_seconds"}, team)',
+    "experiment": 'label_values({__name__=~"ray_tiltyard_sweep_trials|tiltyard_launches"}, experiment)',
     "model": 'label_values({__name__=~"ray_tiltyard_serving_version|tiltyard_model_age_seconds"}, model)',
 }
 """Each variable and where its values come from."""
+
+OF_ONE = {
+    "run": ('max by (run) (tiltyard_launch_age_seconds{experiment=~"$experiment"})', "run"),
+    "ray_job": (
+        'max by (ray_job) (ray_tiltyard_sweep_elapsed_seconds{experiment=~"$experiment"})',
+        "ray_job",
+    ),
+}
+"""Variables that nobody chooses: what is asked at the end of the shown time, and the label that is taken. For links."""
 
 
 def panel(

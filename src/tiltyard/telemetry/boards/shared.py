@@ -69,7 +69,10 @@ DRIFTED = panel(
     "Columns that drifted",
     "short",
     "Of the newest evaluated version, against the training split; predictions count as columns.",
-    (f"max by (model, role, dataset) (tiltyard_drifted_columns{{{RECORDED}}})", "{{model}} {{role}} on {{dataset}}"),
+    (
+        f"max by (model, role, version, dataset) (tiltyard_drifted_columns{{{RECORDED}}})",
+        "{{model}} {{role}} {{version}} on {{dataset}}",
+    ),
 )
 
 SCORE = panel(
@@ -77,14 +80,31 @@ SCORE = panel(
     "none",
     "On the newest evaluated version: value, low and high of 95%. Champion and candidate whose intervals overlap may be equal.",
     (
-        f"max by (model, role, dataset, metric, bound) (tiltyard_model_score{{{RECORDED}}})",
-        "{{model}} {{role}} {{metric}} {{bound}}",
+        f"max by (model, role, version, dataset, metric, bound) (tiltyard_model_score{{{RECORDED}}})",
+        "{{model}} {{role}} {{version}} {{metric}} {{bound}}",
     ),
+)
+
+VERSION = panel(
+    "Version that serves",
+    "none",
+    "The registry's number.",
+    (
+        f"max by (model, registered) (ray_tiltyard_serving_version{{{MODEL}}})",
+        "{{model}}",
+    ),
+)
+
+REGISTRY_AGE = panel(
+    "Since the registry was heard",
+    "s",
+    "Minutes: the registry is away; the version that was known last is served, and a promotion or a rollback reaches nobody.",
+    (f"max by (model) (ray_tiltyard_serving_registry_age_seconds{{{MODEL}}})", "{{model}}"),
 )
 
 BUDGET = panel(
     "Budgets of teams",
     "s",
-    "Limit, reserved and spent. Exported while a sweep that is charged to the budget runs.",
-    ('max by (team, resource, kind) (ray_tiltyard_budget_seconds{team=~"$team"})', "{{team}} {{resource}} {{kind}}"),
+    "Limit, reserved and spent, whether or not something runs: from the record.",
+    ('max by (team, resource, kind) (tiltyard_budget_seconds{team=~"$team"})', "{{team}} {{resource}} {{kind}}"),
 )

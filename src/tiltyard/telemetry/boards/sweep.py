@@ -25,7 +25,8 @@ BOARD = Board(
     uid="tiltyard-sweep",
     title="Tiltyard: sweep",
     meaning="One experiment: how far, how well, what failed, what it holds.",
-    variables=("cluster", "team", "experiment"),
+    variables=("cluster", "team", "experiment", "run", "ray_job"),
+    one=("experiment",),
     rows=(
         (
             "How far",
@@ -99,6 +100,16 @@ BOARD = Board(
                         "{{experiment}} {{state}}",
                     ),
                 ),
+                panel(
+                    "Newest launch",
+                    "s",
+                    "Since it started; its name is that of its parent run in MLflow, where a click leads.",
+                    (
+                        'max by (experiment, run) (tiltyard_launch_age_seconds{experiment=~"$experiment"})',
+                        "{{experiment}} {{run}}",
+                    ),
+                    now=True,
+                ),
             ),
         ),
         (
@@ -109,7 +120,10 @@ BOARD = Board(
                     "Time",
                     "s",
                     "Since this launch began to sweep.",
-                    (f"max by (experiment) (ray_tiltyard_sweep_elapsed_seconds{{{EXPERIMENT}}})", "{{experiment}}"),
+                    (
+                        f"max by (experiment, ray_job) (ray_tiltyard_sweep_elapsed_seconds{{{EXPERIMENT}}})",
+                        "{{experiment}} {{ray_job}}",
+                    ),
                 ),
             ),
         ),
