@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema, TableFeatures
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, create_table_with_add_actions
 
 from tiltyard.data import parquet, rows
-from tiltyard.data.places import Place
+from tiltyard.data.places import Place, brief
 from tiltyard.data.versions import FileEntry
+from tiltyard.errors import DataError
+from tiltyard.settings import shown
 
 _FOREVER = {
     "delta.logRetentionDuration": "interval 36500 days",
@@ -47,11 +49,16 @@ class DatasetTable:
 
     @classmethod
     def open(cls, root: Place) -> DatasetTable:
-        """The table as it is now."""
-        try:
-            return cls(root, DeltaTable(root.uri, storage_options=dict(root.options) or None))
-        except TableNotFoundError:
-            return cls(root, None)
+        """The table as it is now.
+
+        Raises:
+            DataError: If its log cannot be read, or its place does not answer.
+        """
+        with _told(root):
+            try:
+                return cls(root, DeltaTable(root.uri, storage_options=dict(root.options) or None))
+            except TableNotFoundError:
+                return cls(root, None)
 
     @property
     def next_version(self) -> int:
@@ -60,13 +67,17 @@ class DatasetTable:
 
     def files(self) -> set[str]:
         """Files of the newest Delta version, relative to the table: other than a version's own after a compaction."""
-        return set() if self.delta is None else set(pa.table(self.delta.get_add_actions())["path"].to_pylist())
+        with _told(self.root):
+            return set() if self.delta is None else set(pa.table(self.delta.get_add_actions())["path"].to_pylist())
 
     def fence(self) -> None:
         """Adds an empty entry: whoever prepares one on what was there before must look again."""
         if self.delta is not None:
             said = _properties({"tiltyard.fence": "deletion"})
-            with contextlib.suppress(CommitFailedError):  # somebody else's entry came just now, and is as good
+            with (
+                _told(self.root),
+                contextlib.suppress(CommitFailedError),
+            ):  # somebody else's entry came just now, and is as good
                 self.delta.create_write_transaction(
                     [], "append", self.delta.schema(), [rows.SPLIT], commit_properties=said
                 )
@@ -80,6 +91,9 @@ class DatasetTable:
             schema: Of the rows, without hash and split.
             files: All of them.
             said: For the entry's ``commitInfo``.
+
+        Raises:
+            DataError: If its place does not answer, or delta-rs refuses: then the entry may have landed all the same.
         """
         stored = Schema.from_arrow(pa.schema([*parquet.stored_schema(schema), pa.field(rows.SPLIT, pa.string())]))
         adds: list[AddAction | RemoveAction] = [_add_action(f) for f in files]
@@ -105,7 +119,8 @@ class DatasetTable:
         except Exception as error:  # anything but a conflict may have landed
             if isinstance(error, CommitFailedError) or "already exists" in str(error):
                 return False
-            raise
+            with _told(self.root):
+                raise
         return True
 
     def _missing_features(self, schema: Schema) -> list[TableFeatures]:
@@ -113,6 +128,20 @@ class DatasetTable:
         assert self.delta is not None
         has, wanted = self.delta.protocol().writer_features or [], schema.to_json()
         return [feature for kind, (feature, name) in _FEATURES.items() if f'"{kind}"' in wanted and name not in has]
+
+
+@contextlib.contextmanager
+def _told(root: Place) -> Iterator[None]:
+    """Words delta-rs's own errors: those of its place as the place does, those of its log with how to look."""
+    with root.asked():
+        try:
+            yield
+        except DeltaError as error:
+            dataset = root.uri.removesuffix("/table").rpartition("/")[2]
+            raise DataError(
+                f"The Delta table at {shown(root.uri)} cannot be used: {brief(error)}. Wanted a log whose entries are as "
+                f"they were written. Look: tiltyard data verify {dataset}"
+            ) from error
 
 
 def _properties(said: Mapping[str, str]) -> CommitProperties:

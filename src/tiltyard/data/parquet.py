@@ -120,20 +120,21 @@ def _write_file(
     profile: Builder,
 ) -> FileEntry:
     schema = stored_schema(table.schema)
-    sink = _Hashing(where.open_output())
-    with pq.ParquetWriter(
-        sink,
-        schema,
-        compression="lz4",
-        use_dictionary=_dictionary_columns(schema),
-        write_statistics=[rows.ROW],  # min and max of a column of persons would outlive the deletion of a person
-    ) as writer:
-        for start, stop in windows:
-            chosen = places[start:stop]
-            part = table.take(pa.array(chosen)).append_column(rows.ROW, pa.array(row_hash[chosen]))
-            profile.add(part)
-            writer.write_table(part.cast(schema) if part.schema != schema else part, row_group_size=stop - start)
-    sink.close()
+    with where.asked():
+        sink = _Hashing(where.open_output())
+        with pq.ParquetWriter(
+            sink,
+            schema,
+            compression="lz4",
+            use_dictionary=_dictionary_columns(schema),
+            write_statistics=[rows.ROW],  # min and max of a column of persons would outlive the deletion of a person
+        ) as writer:
+            for start, stop in windows:
+                chosen = places[start:stop]
+                part = table.take(pa.array(chosen)).append_column(rows.ROW, pa.array(row_hash[chosen]))
+                profile.add(part)
+                writer.write_table(part.cast(schema) if part.schema != schema else part, row_group_size=stop - start)
+        sink.close()
     return FileEntry(
         path=path,
         split=split,
@@ -145,7 +146,7 @@ def _write_file(
 
 def read_file(where: Place, columns: Sequence[str] | None, row_groups: Sequence[int] | None = None) -> pa.Table:
     """A file's rows (or those of some row groups), with the named columns, threads off: callers run in parallel."""
-    with where.filesystem.open_input_file(where.path) as source:
+    with where.open_input() as source:
         file = pq.ParquetFile(source, pre_buffer=True)
         if row_groups is None:
             return file.read(columns=columns, use_threads=False)
@@ -162,7 +163,7 @@ def first_groups(where: Place, share: float) -> list[int] | None:
 
 def file_hash_ranges(where: Place) -> list[tuple[int, int, int]]:
     """Smallest hash, largest hash and rows of each row group of a file, from its footer."""
-    with where.filesystem.open_input_file(where.path) as source:
+    with where.open_input() as source:
         metadata = pq.ParquetFile(source).metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     place = metadata.num_columns - 1

@@ -1,23 +1,30 @@
 """Small files at a place: a local folder or an S3 prefix, read and written whole.
 
 Writes are atomic: a reader sees the old file, the new one, or none. Nothing here decides who may write; what needs
-compare-and-set goes through the Delta log (`tiltyard.data.store`).
+compare-and-set goes through the Delta log (`tiltyard.data.store`). A place that does not answer, refuses, or gives what cannot
+be read is a `DataError`; a file that is not there stays a `FileNotFoundError`, which callers expect.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
 from pyarrow import fs
 
 from tiltyard.errors import DataError
 from tiltyard.settings import shown
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 600
 
 
 def json_bytes(value: Any) -> bytes:
@@ -80,9 +87,53 @@ class Place:
         """True for a folder of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around whatever asks the disk or the bucket.
+
+        Raises:
+            DataError: If it does not answer, refuses, or what it holds cannot be read; says which and what to do.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowInvalid) as error:
+            raise self.failed(error) from error
+
+    def failed(self, error: Exception) -> DataError:
+        """What to raise where the disk or the bucket raised this."""
+        if self.is_local:
+            told = (
+                "If the disk is full or the folder is not yours to use, mend that and do it again; "
+                "else the file may be damaged: tiltyard data verify"
+            )
+        else:
+            told = (
+                "Wanted an S3 that answers and lets you in. Look at the address (AWS_ENDPOINT_URL, AWS_REGION; plain http also "
+                "needs AWS_ALLOW_HTTP=true), the bucket's name and the credentials (AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or a role), then do it again"
+            )
+        return DataError(f"{shown(self.uri)} cannot be used: {shown(brief(error))}. {told}.")
+
+    def check_bucket(self) -> None:
+        """Refuses a bucket that does not exist: listing it gives nothing, as an empty one does.
+
+        Raises:
+            DataError: If there is no such bucket.
+        """
+        if self.is_local:
+            return
+        bucket = self.path.partition("/")[0]
+        with self.asked():
+            there = self.filesystem.get_file_info(bucket).type != fs.FileType.NotFound
+        if not there:
+            raise self.failed(OSError(f"there is no bucket {bucket!r}"))
+
     def names(self) -> list[str]:
         """Names of the files and folders right under it, ascending; none where it does not exist."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        with self.asked():
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def numbers(self) -> list[int]:
@@ -92,27 +143,30 @@ class Place:
     def files(self) -> list[fs.FileInfo]:
         """All files anywhere under it."""
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
-        return [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        with self.asked():
+            return [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
 
     def exists(self) -> bool:
         """True where there is a file."""
-        return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
+        with self.asked():
+            return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
 
     def read_bytes(self) -> bytes:
         """The file's bytes."""
-        with self.filesystem.open_input_stream(self.path) as stream:
+        with self.asked(), self.filesystem.open_input_stream(self.path) as stream:
             return bytes(stream.read())
 
     def write_bytes(self, data: bytes) -> None:
         """Writes the file whole, replacing one that is there."""
-        target = self.path
-        if self.is_local:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            target = f"{self.path}.{uuid.uuid4().hex}.part"
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
-        if self.is_local:
-            Path(target).replace(self.path)
+        with self.asked():
+            target = self.path
+            if self.is_local:
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+                target = f"{self.path}.{uuid.uuid4().hex}.part"
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            if self.is_local:
+                Path(target).replace(self.path)
 
     def read_json(self) -> Any:
         """The file, parsed.
@@ -131,8 +185,14 @@ class Place:
         """Writes a value as JSON."""
         self.write_bytes(json_bytes(value))
 
+    @contextmanager
+    def open_input(self) -> Iterator[Any]:
+        """The file, to be read here and there."""
+        with self.asked(), self.filesystem.open_input_file(self.path) as source:
+            yield source
+
     def open_output(self) -> Any:
-        """A stream to a new file; parents are made where the file system has folders."""
+        """A stream to a new file; parents are made where the file system has folders. Use it within `asked`."""
         if self.is_local:
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
         return self.filesystem.open_output_stream(self.path)
@@ -140,4 +200,12 @@ class Place:
     def remove(self) -> None:
         """Deletes the file; silent where there is none."""
         if self.exists():
-            self.filesystem.delete_file(self.path)
+            with self.asked():
+                self.filesystem.delete_file(self.path)
+
+
+def brief(error: Exception) -> str:
+    """A library's message on one line, without its colours and without its stack."""
+    text = _COLOUR.sub("", str(error)).partition("\n   0: ")[0]
+    told = " ".join(text.replace("↳", ":").split()).replace(" :", ":").rstrip(".:")
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]} ..."

@@ -6,9 +6,11 @@ ragged rows, empty files, a column that mixes numbers and text, files of differe
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from pyarrow import dataset as pads
 from pyarrow import json as pajson
 
 from tiltyard.data import rows
+from tiltyard.data.places import brief
 from tiltyard.errors import DataError
 from tiltyard.settings import shown
 
@@ -99,12 +102,13 @@ def _from_mapping(columns: Mapping[str, Any]) -> pa.Table:
 def _expand(source: str, filesystem: fs.FileSystem | None) -> tuple[list[str], fs.FileSystem | None]:
     """The files a path, folder, glob or URI means."""
     if "://" in source and not source.startswith("file://"):
-        where, path = (filesystem, source.split("://", 1)[1]) if filesystem else fs.FileSystem.from_uri(source)
-        info = where.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            found = where.get_file_info(fs.FileSelector(path, recursive=True))
-            return sorted(f.path for f in found if f.type == fs.FileType.File and _known(f.path)), where
-        return ([path] if info.type == fs.FileType.File else []), where
+        try:
+            return _expand_remote(source, filesystem)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(
+                f"{shown(source)!r} cannot be opened: {brief(error)}. Wanted an s3:// address that answers and lets you in: look "
+                "at the bucket's name, AWS_ENDPOINT_URL, AWS_REGION and the credentials."
+            ) from error
     path = source.removeprefix("file://")
     here = Path(path).expanduser()
     if here.is_dir():
@@ -112,6 +116,32 @@ def _expand(source: str, filesystem: fs.FileSystem | None) -> tuple[list[str], f
     if here.is_file():
         return [str(here)], None
     return sorted(glob.glob(str(here), recursive=True)), None
+
+
+def _expand_remote(source: str, filesystem: fs.FileSystem | None) -> tuple[list[str], fs.FileSystem]:
+    where, path = (filesystem, source.split("://", 1)[1]) if filesystem else fs.FileSystem.from_uri(source)
+    info = where.get_file_info(path.rstrip("/"))
+    if info.type == fs.FileType.File:
+        return [info.path], where
+    folder, wanted = path.rstrip("/"), None
+    if info.type != fs.FileType.Directory and glob.has_magic(path):
+        parts = path.split("/")
+        plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        folder, wanted = "/".join(parts[:plain]), parts[plain:]
+    found = where.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    files = sorted(f.path for f in found if f.type == fs.FileType.File)
+    if wanted is None:
+        return [f for f in files if _known(f)], where
+    return [f for f in files if _matches(f[len(folder) + 1 :].split("/"), wanted)], where
+
+
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a path, part by part, is what a glob means; ``**`` stands for any number of folders, also none."""
+    if not wanted or not parts:
+        return not wanted and not parts
+    if wanted[0] == "**" and len(wanted) > 1:
+        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
+    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 def _known(path: str) -> bool:
@@ -127,7 +157,9 @@ def _from_files(source: str, types: Mapping[str, str], filesystem: fs.FileSystem
             f"{', '.join(sorted(SUFFIXES))}, or a folder with a folder of pictures per class."
         )
     if Path(files[0]).suffix.lower() in PICTURES:
-        return pictures(Path(source.removeprefix("file://")))
+        if where is not None:
+            return pictures(PurePosixPath(source.split("://", 1)[1]), where)
+        return pictures(Path(source.removeprefix("file://")).expanduser())
     kinds = {SUFFIXES.get(Path(f).suffix.lower()) for f in files}
     kind = kinds.pop()
     if kinds or kind is None:
@@ -231,11 +263,15 @@ def _refuse_mixed(path: str, name: str, column: pa.ChunkedArray) -> None:
     )
 
 
-def pictures(folder: Path) -> pa.Table:
+def pictures(folder: Path | PurePosixPath, where: fs.FileSystem | None = None) -> pa.Table:
     """A folder with one folder of pictures per class, as columns ``image``, ``label`` and ``path``.
 
     Pictures become tensors of int16 in 0 to 255, channel first and flattened: ``(channels * height * width,)``; all must
     have one size. Needs Pillow.
+
+    Args:
+        folder: Of one folder per class.
+        where: The file system it is on; this machine's where it is None.
 
     Raises:
         DataError: If a picture cannot be decoded, or sizes differ.
@@ -245,9 +281,12 @@ def pictures(folder: Path) -> pa.Table:
     labels: list[str] = []
     names: list[str] = []
     arrays: list[np.ndarray[Any, Any]] = []
-    for path in sorted(p for p in folder.glob("*/*") if p.suffix.lower() in PICTURES):
+    place = where or fs.LocalFileSystem()
+    found = place.get_file_info(fs.FileSelector(str(folder), recursive=True, allow_not_found=True))
+    files = [PurePosixPath(f.path) for f in found if f.type == fs.FileType.File]
+    for path in sorted(p for p in files if p.parent.parent == PurePosixPath(folder) and p.suffix.lower() in PICTURES):
         try:
-            with Image.open(path) as image:
+            with place.open_input_stream(str(path)) as stream, Image.open(io.BytesIO(stream.read())) as image:
                 pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"), dtype=np.int16)
         except (UnidentifiedImageError, OSError) as error:
             raise DataError(

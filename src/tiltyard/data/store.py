@@ -82,7 +82,10 @@ class DatasetStore:
 
     def names(self) -> list[str]:
         """Names of all datasets."""
-        return [n for n in self.root.names() if (self.root / n / "table" / "_delta_log").names()]
+        found = self.root.names()
+        if not found:
+            self.root.check_bucket()
+        return [n for n in found if (self.root / n / "table" / "_delta_log").names()]
 
     def newest(self) -> list[DatasetVersion]:
         """The newest version of each dataset."""
@@ -172,7 +175,8 @@ class DatasetStore:
         for number in (folder / "versions").numbers():
             if number not in known and number not in gone:
                 try:
-                    known[number] = DatasetVersion.from_json((folder / "versions" / f"{number:08d}.json").read_json())
+                    record = (folder / "versions" / f"{number:08d}.json").read_json()
+                    known[number] = self._here(DatasetVersion.from_json(record))
                 except FileNotFoundError:  # removed just now: its tombstone stands already
                     gone.add(number)
         last = max((v.delta_version for v in known.values()), default=-1)
@@ -190,14 +194,24 @@ class DatasetStore:
         said = deltalog.parse(raw)
         if said.record is None or said.version in gone:
             return
-        data = (self.root / name / "staged" / said.record).read_bytes()
-        version = DatasetVersion.from_json(json.loads(data))
+        try:
+            data = (self.root / name / "staged" / said.record).read_bytes()
+            version = DatasetVersion.from_json(json.loads(data))
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(
+                f"The record of {name}@{said.version} is missing or damaged: {error}. Wanted staged/{said.record}, which the "
+                f"Delta log names. Restore it from a backup; see what else is: tiltyard data verify {name}"
+            ) from error
         stem = f"{version.version:08d}"
         folder = self.root / name / "versions"
         (folder / f"{stem}.seal").write_json({"schema_version": 1, "log_sha256": hashlib.sha256(raw).hexdigest()})
         (folder / f"{stem}.md").write_bytes(cards.render(version, self._kept_profile(version)).encode())
         (folder / f"{stem}.json").write_bytes(data)
-        self._known[name][version.version] = version
+        self._known[name][version.version] = self._here(version)
+
+    def _here(self, version: DatasetVersion) -> DatasetVersion:
+        """The version with its files under this root: a home that was moved or restored elsewhere reads its own."""
+        return replace(version, uri=(self.root / version.name / "table").uri)
 
     def current_files(self, name: str) -> set[str]:
         """Files of the newest Delta version, relative to the table: other than a version's own after a compaction."""

@@ -174,9 +174,9 @@ def windows_of(version: DatasetVersion, root: Place, split: str) -> list[Window]
 def _ranges(version: DatasetVersion, where: Place) -> list[tuple[int, int, int]]:
     try:
         return parquet.file_hash_ranges(where)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (FileNotFoundError, DataError) as error:
         raise DataError(
-            f"A file of {version.ref} cannot be read: {error}. Wanted: the version's files as they were written. "
+            f"A file of {version.ref} cannot be read: {error} Wanted: the version's files as they were written. "
             "Restore them, or commit the rows anew."
         ) from error
 

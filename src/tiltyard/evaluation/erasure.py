@@ -115,7 +115,7 @@ def _forget_in(folder: Place, whose: Whose, look_only: bool) -> Forgotten:
 
 
 def _read(where: Place) -> pa.Table:
-    with where.filesystem.open_input_file(where.path) as source:
+    with where.open_input() as source:
         return pq.read_table(source)
 
 

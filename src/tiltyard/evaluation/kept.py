@@ -64,7 +64,7 @@ class Kept:
             raise DataError(f"There are no kept answers at {self.folder.uri}; evaluate the version again.")
         for name in names:
             where = self.folder / name
-            with where.filesystem.open_input_file(where.path) as source:
+            with where.open_input() as source:
                 yield pq.read_table(source)
 
     def take(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -125,7 +125,7 @@ def keep_labels(folder: Place, name: str, labels: pa.Table) -> None:
 def kept_labels(folder: Place, name: str) -> pa.Table:
     """A set of labels that was kept."""
     where = folder / LABELS / f"{name}.parquet"
-    with where.filesystem.open_input_file(where.path) as source:
+    with where.open_input() as source:
         return pq.read_table(source)
 
 

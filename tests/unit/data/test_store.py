@@ -22,7 +22,8 @@ from deltalake.exceptions import CommitFailedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiltyard.data import parquet, rows
+from tiltyard.data import rows
+from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.versions import Card, Check, DatasetRef, DatasetSpec, DatasetVersion, SplitSpec
 from tiltyard.errors import CommitConflictError, DataError, DatasetNotFoundError, SpecError
@@ -270,6 +271,7 @@ import os, signal, sys
 import numpy as np, pyarrow as pa
 import tiltyard.data.deltatable as deltatable
 import tiltyard.data.store as module
+from tiltyard.data.places import Place
 from tiltyard.data.store import DatasetStore
 
 root, where = sys.argv[1:]
@@ -372,21 +374,41 @@ def _files(store: DatasetStore) -> list[Path]:
     return sorted(p for p in Path(store.root.path).rglob("*") if p.is_file())
 
 
-def test_commit_whose_disk_fills_leaves_no_file(store: DatasetStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commit_whose_disk_fills_says_so_and_leaves_no_file(
+    store: DatasetStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.commit("toy", table(0, 100), spec=SPEC)
     before = _files(store)
-    real = parquet._write_file
-    written = []
+    real = Place.open_output
+    opened: list[Any] = []
 
-    def full(*args: Any) -> Any:
-        written.append(real(*args))
-        if len(written) == 2:
+    def full(place: Place) -> Any:
+        if len(opened) == 2:
             raise OSError(28, "No space left on device")
-        return written[-1]
+        opened.append(real(place))
+        return opened[-1]
 
-    monkeypatch.setattr(parquet, "_write_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(Place, "open_output", full)
+    with pytest.raises(DataError, match=r"No space left on device.*disk is full"):
         store.commit("toy", table(0, 200))
+    assert len(opened) == 2
+    assert _files(store) == before
+
+
+@pytest.mark.parametrize("damage", ["log", "record"])
+def test_table_that_is_broken_is_told_with_how_to_look_and_takes_no_commit(store: DatasetStore, damage: str) -> None:
+    store.commit("toy", table(0, 100), spec=SPEC)
+    root = Path(store.root.path) / "toy"
+    if damage == "log":
+        (root / "table/_delta_log/00000000000000000000.json").write_text("{bad")
+    else:
+        for folder in ("staged", "versions"):
+            for file in (root / folder).iterdir():
+                file.unlink()
+    before = _files(store)
+    with pytest.raises(DataError, match=r"tiltyard data verify toy") as caught:
+        DatasetStore(store.root.uri).append("toy", table(100, 120))
+    assert len(str(caught.value).splitlines()) == 1
     assert _files(store) == before
 
 
@@ -418,3 +440,13 @@ def test_version_with_dates_after_one_without_leaves_a_table_that_can_be_opened(
     assert store.commit("d", plain).version.version == 4
     assert store.read("d@2", columns=["day"])["day"].type == pa.timestamp("us")
     assert len(store.current_files("d")) == len(store.resolve("d").files)
+
+
+def test_home_that_was_moved_reads_its_own_files(store: DatasetStore, tmp_path: Path) -> None:
+    store.commit("toy", table(0, 50), spec=SPEC)
+    moved = tmp_path / "elsewhere"
+    Path(store.root.path).rename(moved)
+    there = DatasetStore(str(moved))
+    assert ids(there, "toy") == list(range(50))
+    assert there.append("toy", table(50, 60)).version.num_rows == 60
+    assert [v.uri for v in there.history("toy")] == [str(moved / "toy/table")] * 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,84 @@ def test_life_after_the_commit_on_s3_is_as_on_a_disk(options: dict[str, str], tm
 def test_place_of_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(DataError, match=r"gs://.*Wanted a local folder or s3://"):
         DatasetStore("gs://bucket/data")
+
+
+def test_bucket_that_is_missing_is_named(options: dict[str, str]) -> None:
+    store = DatasetStore("s3://no-such-bucket/data", options)
+    with pytest.raises(DataError, match=r"no bucket 'no-such-bucket'.*AWS_ENDPOINT_URL"):
+        store.newest()
+    with pytest.raises(DataError, match=r"NoSuchBucket"):
+        store.commit("toy", table(0, 10), spec=SPEC)
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """S3 as it answers keys that it does not know."""
+
+    def _refuse(self) -> None:
+        body = b'<?xml version="1.0"?><Error><Code>InvalidAccessKeyId</Code><Message>no such key</Message></Error>'
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _refuse  # noqa: N815 - the base class's names
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_keys_that_s3_does_not_know_are_told_with_what_to_look_at(options: dict[str, str]) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        refused = {**options, "AWS_ENDPOINT_URL": address, "AWS_SECRET_ACCESS_KEY": "not-to-be-told"}
+        store = DatasetStore("s3://bucket/data", refused)
+        for ask in (
+            store.newest,
+            lambda: store.resolve("toy@gold"),
+            lambda: store.commit("toy", table(0, 10), spec=SPEC),
+            lambda: store.commit("toy", "s3://bucket/rows.csv", spec=SPEC),
+        ):
+            with pytest.raises(DataError, match=r"(?i)(key|denied|privileges).*credentials") as caught:
+                ask()
+            assert len(str(caught.value).splitlines()) == 1
+            assert "not-to-be-told" not in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_sources_on_s3_are_globs_and_pictures_too(options: dict[str, str], tmp_path: Path) -> None:
+    from PIL import Image
+
+    store = DatasetStore("s3://bucket/from-s3", options)
+    remote = store.root.filesystem
+    for day in ("01", "02", "03"):
+        with remote.open_output_stream(f"bucket/days/2026/{day}.csv") as sink:
+            sink.write(f"day,x\n{day},1.5\n".encode())
+    for name, tone in (("dark/a.png", 3), ("dark/b.png", 5), ("light/c.png", 250)):
+        Image.new("L", (2, 2), tone).save(tmp_path / "one.png")
+        with remote.open_output_stream(f"bucket/tones/{name}") as sink:
+            sink.write((tmp_path / "one.png").read_bytes())
+    found = {
+        source: store.commit(f"d{i}", source).version.num_rows
+        for i, source in enumerate(
+            (
+                "s3://bucket/days",
+                "s3://bucket/days/*/0[12].csv",
+                "s3://bucket/days/**/*.csv",
+                "s3://bucket/days/2026/03.csv",
+            )
+        )
+    }
+    assert list(found.values()) == [3, 2, 3, 1]
+    tones = store.read(store.commit("tones", "s3://bucket/tones").version, columns=["label", "path"])
+    assert sorted(tones.to_pylist(), key=str) == [
+        {"label": "dark", "path": "dark/a.png"},
+        {"label": "dark", "path": "dark/b.png"},
+        {"label": "light", "path": "light/c.png"},
+    ]
+    with pytest.raises(DataError, match="Nothing to read"):
+        store.commit("none", "s3://bucket/days/*.csv")
