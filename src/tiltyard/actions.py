@@ -8,10 +8,8 @@ each action names the versions it turns from and to, so that doing it twice is d
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -45,11 +43,6 @@ from tiltyard.types import METRICS
 
 GATE, POLICY, HOLD, DONE, APPROVAL = "gate", "policy", "hold", "policy_done", "approval"
 _SEVERITY = {"alert": "warning", "promote": "info", "roll_back": "critical"}
-
-
-def person() -> str:
-    """Who runs this process."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,6 @@ Nothing is done here: the driver obeys within seconds and answers (`tiltyard.swe
 
 from __future__ import annotations
 
-import getpass
-import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,18 +13,11 @@ from tiltyard.errors import SpecError
 from tiltyard.journal import Journal, Launch, Request
 from tiltyard.report.record import find_trial, name_of, pick_launch, reading
 from tiltyard.settings import Settings
+from tiltyard.who import person
 
 WAIT_S = 15.0
 """How long an answer is waited for; a driver that shares data or tests its finalists looks no sooner."""
 _POLL_S = 0.1
-
-
-def actor() -> str:
-    """Who asks: this user on this machine."""
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # a user without a name, as in some containers
-        return f"somebody@{socket.gethostname()}"
 
 
 def pause(settings: Settings, wanted: str, *, reason: str = "", wait_s: float = WAIT_S) -> Request:
@@ -116,7 +107,7 @@ def _ask(
     journal: Journal, launch: Launch, kind: str, subject: str, detail: Mapping[str, Any], reason: str, wait_s: float
 ) -> Request:
     """Asks, and waits for the answer where somebody works on the sweep; the request as it then stands."""
-    asked = journal.requests.ask(launch.key, kind, subject=subject, detail=detail, actor=actor(), reason=reason)
+    asked = journal.requests.ask(launch.key, kind, subject=subject, detail=detail, actor=person(), reason=reason)
     deadline = time.monotonic() + (wait_s if journal.holder(launch.key) is not None else 0)
     now: Request | None = asked
     while now is not None and now.state == "asked" and time.monotonic() < deadline:

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 
 from tiltyard.codedigest import user_modules
-from tiltyard.control import actor
 from tiltyard.data.store import DatasetStore
 from tiltyard.experiment import Experiment
 from tiltyard.journal import Journal
@@ -29,6 +28,7 @@ from tiltyard.sweep.engine.launch import Outcome
 from tiltyard.sweep.engine.predict import open_trial
 from tiltyard.sweep.leaderboard import Row
 from tiltyard.training import split_config
+from tiltyard.who import person
 
 SERVED_BATCH_ROWS = 4096
 """Rows of a request when champions are checked: large, for a request costs milliseconds whatever it carries."""
@@ -102,7 +102,7 @@ def crown(
                         "digest": model.digest,
                         "dataset": dataset,
                         "validation": best.validation,
-                        "author": actor(),
+                        "author": person(),
                     },
                     reasons=[
                         f"best of {len(outcome.leaderboard.tables[dataset])} trials by {outcome.leaderboard.metric}"
@@ -144,7 +144,7 @@ def _crown_one(
         _bundle(experiment, outcome, best.cell, bundle, code_digest, job_file)
         run_id = outcome.run_ids.get(best.cell) or outcome.parent_run_id or ""
         score = f"validation_{experiment.objective.metric}"
-        registered = registry.register(name, bundle, run_id=run_id, score=score, author=actor())
+        registered = registry.register(name, bundle, run_id=run_id, score=score, author=person())
     registry.promote(name, registered.version, alias=experiment.champion.alias)
     return registry.get(name, version=registered.version)
 

@@ -15,6 +15,7 @@ from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.settings import Settings
 from tiltyard.testing.bundles import small_bundle, small_table
 from tiltyard.types import Task
+from tiltyard.who import person
 
 pytestmark = pytest.mark.ray
 
@@ -110,5 +111,5 @@ def test_night_with_a_new_version_makes_a_candidate_and_compares_it_with_the_cha
         0.02,
     ]  # tried first, as they were
     assert [(d.actor, d.once) for d in warm] == [("night small", "warm_start/night small/2026-11-20")]
-    assert candidate.author == actions.person()
+    assert candidate.author == person()
     assert run_night(settings, night, date="2026-11-21").outcome == "nothing changed"

@@ -19,6 +19,7 @@ from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.resume import find
 from tiltyard.run import run
 from tiltyard.settings import Settings
+from tiltyard.who import person
 
 pytestmark = pytest.mark.ray
 
@@ -88,7 +89,7 @@ def test_sweep_obeys_what_is_asked_while_it_runs_and_records_who_asked(settings:
         "own@rings/w1/004",
         "own@rings/w1/005",
     }
-    who = control.actor()
+    who = person()
     assert (rows["deaf@rings/000"].state, rows["deaf@rings/000"].reason) == (
         "stopped",
         f"stopped by {who}: it hears nothing",

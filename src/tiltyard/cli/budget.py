@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +11,7 @@ from rich.table import Table
 from tiltyard.errors import SpecError
 from tiltyard.settings import Settings
 from tiltyard.types import check_name
+from tiltyard.who import person
 
 if TYPE_CHECKING:
     from tiltyard.money import Budget
@@ -47,7 +46,7 @@ def set_budget(
         journal.decide(
             kind="budget",
             subject=team,
-            actor=f"{getpass.getuser()}@{socket.gethostname()}",
+            actor=person(),
             evidence=limits,
             reasons=[reason or "by hand, no reason given"],
             outcome="set",

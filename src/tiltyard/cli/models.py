@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from rich.text import Text
 from tiltyard.errors import RegistryError, ServingError
 from tiltyard.registry.address import CHAMPION, PREVIOUS, ModelAddress
 from tiltyard.settings import Settings, shown
+from tiltyard.who import person
 
 if TYPE_CHECKING:
     from tiltyard.registry.mlflow_registry import ModelRegistry
@@ -276,7 +275,7 @@ def decide(kind: str, subject: str, evidence: Mapping[str, Any], reason: str, *,
         journal.decide(
             kind=kind,
             subject=subject,
-            actor=f"{getpass.getuser()}@{socket.gethostname()}",
+            actor=person(),
             evidence=evidence,
             reasons=[reason or "by hand, no reason given"],
             outcome=outcome,

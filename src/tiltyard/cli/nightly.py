@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from tiltyard.settings import Settings
+from tiltyard.who import person
 
 if TYPE_CHECKING:
     from tiltyard.journal import Journal
@@ -76,7 +77,7 @@ def hold(name: str = NAME, reason: str = REASON) -> None:
     from tiltyard.report.terminal import output
 
     with _journal() as journal:
-        actions.hold(journal, f"night/{name}", by=actions.person(), reason=reason)
+        actions.hold(journal, f"night/{name}", by=person(), reason=reason)
     output().print(f"{name} is on hold. End it: tiltyard nightly resume {name}")
 
 
@@ -87,7 +88,7 @@ def resume(name: str = NAME, reason: str = REASON) -> None:
     from tiltyard.report.terminal import output
 
     with _journal() as journal:
-        actions.resume(journal, f"night/{name}", by=actions.person(), reason=reason)
+        actions.resume(journal, f"night/{name}", by=person(), reason=reason)
     output().print(f"{name} may begin again.")
 
 

@@ -11,6 +11,7 @@ import typer
 
 from tiltyard.errors import SpecError
 from tiltyard.settings import Settings
+from tiltyard.who import person
 
 if TYPE_CHECKING:
     from tiltyard.governance.policy import Policy
@@ -58,9 +59,9 @@ def apply(
         policy,
         model,
         now=time.time(),
-        actor=f"policy {policy.name}, applied by {actions.person()}",
+        actor=f"policy {policy.name}, applied by {person()}",
         tell=lambda text: console.print(f"alert: {text}"),
-        train=(lambda action: retrain(settings, action, actor=actions.person())) if train else None,
+        train=(lambda action: retrain(settings, action, actor=person())) if train else None,
     )
     if not applied:
         console.print(f"{model}: no rule has anything against its champion.")
@@ -115,7 +116,7 @@ def hold(
 
     until = None if days is None else time.time() + days * 86_400
     with _journal() as journal:
-        actions.hold(journal, model, by=actions.person(), reason=reason, rule=rule, until=until)
+        actions.hold(journal, model, by=person(), reason=reason, rule=rule, until=until)
     output().print(f"{model}: {rule or 'all rules but alerts'} on hold. End it: tiltyard policy resume {model}")
 
 
@@ -128,7 +129,7 @@ def resume(
     from tiltyard.report.terminal import output
 
     with _journal() as journal:
-        actions.resume(journal, model, by=actions.person(), reason=reason, rule=rule)
+        actions.resume(journal, model, by=person(), reason=reason, rule=rule)
     output().print(f"{model}: {rule or 'policies'} may act again.")
 
 
@@ -146,9 +147,9 @@ def approve(
 
     version = open_registry(Settings.from_env()).at(ModelAddress.parse(model))
     with _journal() as journal:
-        actions.approve(journal, version, by=actions.person(), reason=reason, withdraw=withdraw)
+        actions.approve(journal, version, by=person(), reason=reason, withdraw=withdraw)
     what = "withdrawn" if withdraw else "approved"
-    output().print(f"{version.name} version {version.version} ({version.digest[:12]}): {what} by {actions.person()}")
+    output().print(f"{version.name} version {version.version} ({version.digest[:12]}): {what} by {person()}")
 
 
 @app.command()

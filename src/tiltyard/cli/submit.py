@@ -113,7 +113,7 @@ def jobs(
     from rich.text import Text
 
     from tiltyard.report.terminal import clock_time, output
-    from tiltyard.submit.sending import key_of
+    from tiltyard.submit.sending import by_of, key_of
 
     found = [job for job in _connect(cluster, address).jobs() if not job.id.startswith("cancel-")][:limit]
     if as_json:
@@ -122,6 +122,7 @@ def jobs(
                 "id": j.id,
                 "state": j.state,
                 "key": key_of(j),
+                "by": by_of(j),
                 "started": j.started,
                 "ended": j.ended,
                 "message": j.message,
@@ -134,13 +135,15 @@ def jobs(
         typer.echo("No job yet. Send one: tiltyard submit jobs/first_sweep.py")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("job", "state", "key", "started", "took"):
+    for name in ("job", "state", "key", "by", "started", "took"):
         table.add_column(name)
     styles = {"SUCCEEDED": "green", "FAILED": "red", "STOPPED": "yellow", "RUNNING": "cyan"}
     for job in found:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started)) if job.started else ""
         took = clock_time((job.ended or time.time()) - job.started) if job.started else ""
-        table.add_row(job.id, Text(job.state, styles.get(job.state, "")), Text(key_of(job)), started, took)
+        table.add_row(
+            job.id, Text(job.state, styles.get(job.state, "")), Text(key_of(job)), Text(by_of(job)), started, took
+        )
     output().print(table)
 
 

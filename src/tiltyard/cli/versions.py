@@ -5,9 +5,7 @@ The commands appear beside those of `tiltyard.cli.data`, which takes them in.
 
 from __future__ import annotations
 
-import getpass
 import json
-import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from rich.text import Text
 from tiltyard.cli.tables import JSON, NAME, open_store, show, size, table
 from tiltyard.errors import SpecError
 from tiltyard.settings import Settings
+from tiltyard.who import person
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -348,7 +347,7 @@ def _record(kind: str, name: str, evidence: Mapping[str, Any], reason: str) -> N
         journal.decide(
             kind=kind,
             subject=name,
-            actor=f"{getpass.getuser()}@{socket.gethostname()}",
+            actor=person(),
             evidence=dict(evidence),
             reasons=[reason],
             outcome="done",

@@ -20,7 +20,8 @@ from tiltyard.errors import KeyConflictError, SubmitError, TiltyardError
 from tiltyard.journal import Journal
 from tiltyard.settings import Settings, shows_tracebacks
 from tiltyard.submit.packing import different
-from tiltyard.submit.request import META_ARGS, META_CONTENT, META_FILES, META_KEY, read_manifest
+from tiltyard.submit.request import META_ARGS, META_BY, META_CONTENT, META_FILES, META_KEY, read_manifest
+from tiltyard.who import SUBMITTED_BY_ENV
 
 CANCELLED = 130
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -52,7 +53,7 @@ def claim(journal: Journal, meta: Mapping[str, str], job_id: str) -> None:
         kind="submission",
         subject=key,
         actor=job_id,
-        evidence={n: meta.get(n, "") for n in (META_CONTENT, META_FILES, META_ARGS)},
+        evidence={n: meta.get(n, "") for n in (META_CONTENT, META_FILES, META_ARGS, META_BY)},
         reasons=["submitted"],
         outcome="claimed",
         once=f"submission:{key}",
@@ -110,6 +111,8 @@ def main(argv: Sequence[str]) -> int:
                 sys.stderr.write(f"Job {job_id} was cancelled before it began; nothing is done.\n")
                 return CANCELLED
             claim(journal, meta, job_id)
+    if meta.get(META_BY):
+        os.environ[SUBMITTED_BY_ENV] = meta[META_BY]  # what is decided and made here is this person's, not the pod's
     return run(argv[0], argv[1:])
 
 

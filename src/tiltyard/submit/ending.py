@@ -7,9 +7,7 @@ driver gets SIGTERM, ends its sweep in order and gives its claim back; Ray kills
 
 from __future__ import annotations
 
-import getpass
 import shlex
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,6 +20,7 @@ from tiltyard.submit.following import Followed, wait_until_ended
 from tiltyard.submit.ray_jobs import Job, JobExistsError
 from tiltyard.submit.request import DRIVER, STOP_WAIT_S
 from tiltyard.submit.sending import key_of
+from tiltyard.who import person
 
 _RECORD_S = 120.0
 _RECORD_TRIES = 9
@@ -90,7 +89,7 @@ def cancel(
 
 
 def _record(jobs: Ended, job: Job, pause: Callable[[float], None]) -> None:
-    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    by = person()
     for number in range(1, _RECORD_TRIES + 1):
         job_id = f"cancel-{job.id}-{number}"
         with suppress(JobExistsError):  # somebody asked for it before

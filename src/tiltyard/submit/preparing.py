@@ -17,6 +17,7 @@ from tiltyard.jobfile import load_experiment
 from tiltyard.settings import Settings
 from tiltyard.submit.packing import LIMIT_BYTES, Package, pack
 from tiltyard.submit.request import Request, check_key, content_of
+from tiltyard.who import person
 
 _SECRET_NAME = re.compile(r"(PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|PRIVATE|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -95,7 +96,7 @@ def prepare(
         key = f"{experiment.name}-{content[:12]}"
     else:
         key = f"{path.stem.replace('_', '-').lower()}-{content[:12]}"
-    request = Request(key=key, content=content, job_file=name, args=words, files=package.digests, env=env)
+    request = Request(key=key, content=content, job_file=name, args=words, files=package.digests, env=env, by=person())
     return Prepared(request=request, package=package, experiment=experiment)
 
 

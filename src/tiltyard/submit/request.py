@@ -24,6 +24,7 @@ from tiltyard.errors import SubmitError
 from tiltyard.submit.packing import different
 
 META_KEY, META_CONTENT, META_FILES, META_ARGS = "tiltyard.key", "tiltyard.content", "tiltyard.files", "tiltyard.command"
+META_BY = "tiltyard.by"
 MAX_KEY = 100
 _MANIFEST_BYTES = 48_000
 """The job's metadata travels in one environment variable of the driver; Linux takes 128 KiB."""
@@ -46,6 +47,8 @@ class Request:
     files: Mapping[str, str]
     """Of the package, `Package.digests`."""
     env: Mapping[str, str]
+    by: str = ""
+    """Who asks; not part of the content, so that two people who ask for the same get the same."""
 
     @property
     def entrypoint(self) -> str:
@@ -60,6 +63,7 @@ class Request:
             META_CONTENT: self.content,
             META_FILES: pack_manifest(self.files),
             META_ARGS: json.dumps([self.job_file, *self.args]),
+            **({META_BY: self.by} if self.by else {}),
         }
 
     @property

@@ -17,7 +17,7 @@ from typing import Protocol
 from tiltyard.errors import KeyConflictError, SubmitError
 from tiltyard.progress import work
 from tiltyard.submit.ray_jobs import ClusterAwayError, Job, JobExistsError
-from tiltyard.submit.request import META_KEY, Request, attempt_of, conflict, what_differs
+from tiltyard.submit.request import META_BY, META_KEY, Request, attempt_of, conflict, what_differs
 from tiltyard.telemetry.traces import environment, span
 
 PATIENCE_S = 120.0
@@ -137,6 +137,11 @@ def pick(jobs: list[Job], wanted: str) -> Job:
     if len(keys) > 1:
         raise SubmitError(f"{wanted!r} may be any of {', '.join(sorted(j.id for j in found)[:8])}. Say more of it.")
     return max(found, key=lambda j: (j.started or 0.0, j.id))
+
+
+def by_of(job: Job) -> str:
+    """Who submitted a job, as they said; empty where it was sent by other means."""
+    return job.metadata.get(META_BY, "")
 
 
 def key_of(job: Job) -> str:

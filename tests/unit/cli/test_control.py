@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tiltyard import control
 from tiltyard.cli import app
 from tiltyard.errors import SpecError
 from tiltyard.journal import Claim, Journal, Owner, TrialRow
 from tiltyard.settings import Settings
+from tiltyard.who import person
 
 KEY, CELL = "a" * 64, "c" * 64
 SPEC = '{"name": "demo"}'
@@ -73,7 +73,7 @@ def test_pause_of_a_sweep_that_runs_waits_for_the_answer(settings: Settings) -> 
     assert result.output == "demo: done: paused\n"
     with Journal.open(settings.journal_uri) as journal:
         (request,) = journal.requests.of(KEY)
-    assert (request.kind, request.reason, request.actor) == ("pause", "lunch", control.actor())
+    assert (request.kind, request.reason, request.actor) == ("pause", "lunch", person())
 
 
 def test_stop_of_a_trial_that_has_ended_exits_with_1_and_says_so(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,12 +50,14 @@ def test_driver_claims_runs_the_file_as_python_would_and_ends_as_it_does(tmp_pat
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "beside.py").write_text("WORD = 'beside'")
     (tmp_path / "sub" / "job.py").write_text(
-        "import sys, beside\nprint(__name__, sys.argv, beside.WORD)\nsys.exit(int(sys.argv[1]))"
+        "import sys, beside\nfrom tiltyard.who import person\nprint(__name__, sys.argv, beside.WORD, person())\n"
+        "sys.exit(int(sys.argv[1]))"
     )
-    meta = {**REQUEST.metadata, "job_submission_id": "work-1"}
+    meta = {**replace(REQUEST, by="ann@laptop").metadata, "job_submission_id": "work-1"}
     done = python(tmp_path, "sub/job.py", "7", meta=meta)
-    assert (done.returncode, done.stdout) == (7, "__main__ ['sub/job.py', '7'] beside\n"), done.stderr
-    assert [d.actor for d in journal.decisions(kind="submission", subject="work")] == ["work-1"]
+    assert (done.returncode, done.stdout) == (7, "__main__ ['sub/job.py', '7'] beside ann@laptop\n"), done.stderr
+    claimed = journal.decisions(kind="submission", subject="work")
+    assert [(d.actor, d.evidence["tiltyard.by"]) for d in claimed] == [("work-1", "ann@laptop")]
     conflict = python(
         tmp_path, "sub/job.py", "0", meta={**meta, "tiltyard.content": "c2", "job_submission_id": "work-2"}
     )
