@@ -266,6 +266,16 @@ def test_queue_that_is_cut_while_the_sweep_ends_goes_on_another_time() -> None:
 
 
 @given(sweep=sweeps())
+def test_machine_says_how_many_packs_wait_before_each_of_them_starts(sweep: tuple[list[Group], Outcomes, int]) -> None:
+    run = Run(*sweep)
+    for left in range(run.machine.waiting, 0, -1):
+        assert run.machine.waiting == left
+        assert run.start() is not None
+    assert run.machine.waiting == 0
+    assert run.start() is None
+
+
+@given(sweep=sweeps())
 def test_machine_starts_no_pack_and_no_trial_of_a_rung_twice(sweep: tuple[list[Group], Outcomes, int]) -> None:
     run = Run(*sweep).to_the_end()
     ids = [p.pack_id for p in run.started]
