@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from rich.text import Text
 from tiltyard.cli import versions as versions_commands
 from tiltyard.cli.tables import JSON, NAME, open_store, size, table, when
 from tiltyard.cli.tables import show as show_all
-from tiltyard.errors import CheckFailedError, SpecError
+from tiltyard.errors import SpecError
 
 if TYPE_CHECKING:
     from tiltyard.data import Check, Commit, DatasetSpec, DatasetVersion
@@ -214,35 +212,10 @@ def commit(
         "known_gaps": tuple(known_gap) or None,
     }
     declared = _declared(store, name, spec, told, splits, card)
-    with _refusals_recorded(name):
-        made = store.commit(
-            name, source, spec=declared, message=message, types=_types(types, text), expect_parent=expect_parent
-        )
+    made = store.commit(
+        name, source, spec=declared, message=message, types=_types(types, text), expect_parent=expect_parent
+    )
     _tell(made)
-
-
-@contextmanager
-def _refusals_recorded(name: str) -> Iterator[None]:
-    """Puts down in the journal that a check refused rows, so that it is seen later; the values stay out of it."""
-    try:
-        yield
-    except CheckFailedError as error:
-        from tiltyard.journal import Journal
-        from tiltyard.settings import Settings
-
-        settings = Settings.from_env()
-        settings.ensure_home()
-        with Journal.open(settings.journal_uri) as journal:
-            told = str(error).splitlines()[0][:300]
-            journal.decide(
-                kind="refused version",
-                subject=name,
-                actor="tiltyard data",
-                evidence={"dataset": name},
-                reasons=[told],
-                outcome="nothing was committed",
-            )
-        raise
 
 
 def _declared(
@@ -372,8 +345,7 @@ def append(
     message: str = _MESSAGE,
 ) -> None:
     """Publish the newest version's rows plus those of a source; no old row moves to another split."""
-    with _refusals_recorded(name):
-        made = open_store().append(name, source, message=message, types=_types(types, text))
+    made = open_store().append(name, source, message=message, types=_types(types, text))
     _tell(made)
 
 

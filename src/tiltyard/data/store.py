@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tiltyard.data import cards, deltalog, lifecycle, order, parquet, rows, sources, splits
+from tiltyard.data import cards, deltalog, lifecycle, order, parquet, refusals, rows, sources, splits
 from tiltyard.data import profile as profiling
 from tiltyard.data.deltatable import DatasetTable
 from tiltyard.data.places import Place, json_bytes
@@ -241,7 +241,7 @@ class DatasetStore:
 
         Raises:
             DataError: If the source cannot be read or stored, or rows leak between splits.
-            CheckFailedError: If a declared check refuses the rows; nothing is left behind.
+            CheckFailedError: If a declared check refuses the rows; nothing is left behind but a line in the home's journal.
             CommitConflictError: If ``expect_parent`` is no longer the newest.
         """
         check_name(name, "Dataset")
@@ -333,7 +333,7 @@ class DatasetStore:
                     self._discard(name, written)
                     return Commit(version=head, created=False)
                 now = dt.datetime.now(dt.UTC)
-                with work(f"check the rows of {name}"):
+                with work(f"check the rows of {name}"), refusals.recorded(self.root, name):
                     found = run_checks(prepared, name, old or head, now, refusing=old is None)
                 draft = replace(draft, warnings=found)
                 if not written.files:

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tiltyard.data.refusals import KIND as REFUSED
 from tiltyard.evaluation.folding import Evaluated
 from tiltyard.journal import Journal
 from tiltyard.settings import Settings, shown
@@ -30,8 +31,8 @@ from tiltyard.telemetry.record import Known, Readings
 
 PORT = 9105
 EVERY_S = 30.0
-NIGHT, EVALUATION, REFUSED = "night", "evaluation", "refused version"
-"""Kinds of works and decisions in the journal (`tiltyard.nightly`, `tiltyard.evaluation.runner`, `tiltyard.cli.data`)."""
+NIGHT, EVALUATION = "night", "evaluation"
+"""Kinds of works in the journal (`tiltyard.nightly`, `tiltyard.evaluation.runner`)."""
 _LOG = logging.getLogger(__name__)
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
