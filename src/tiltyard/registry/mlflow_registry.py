@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,18 @@ class ModelRegistry:
 
         Raises:
             DigestMismatchError: If the bundle is not as it was written.
+            RegistryAwayError: If MLflow or its artifact store does not answer; do it again, it registers once.
         """
         digest = check_bundle(bundle)
+        with self._asked(name):
+            found = self._registered(name, bundle, digest, run_id=run_id, score=score, author=author)
+        self._keep(bundle, digest)
+        remember(self._settings, _pin(found), found)
+        return found
+
+    def _registered(
+        self, name: str, bundle: Path, digest: str, *, run_id: str | None, score: str | None, author: str
+    ) -> ModelVersion:
         found = self.find(name, digest)
         if found is None:
             run_id = run_id or self._new_run(name)
@@ -81,8 +92,6 @@ class ModelRegistry:
                 tags[AUTHOR_TAG] = author
             made = self._client.create_model_version(name, source=source, run_id=run_id, tags=tags)
             found = self._version(made)
-        self._keep(bundle, digest)
-        remember(self._settings, _pin(found), found)
         return found
 
     def _new_run(self, name: str) -> str:
@@ -145,10 +154,21 @@ class ModelRegistry:
         except MlflowException as error:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 return None
-            raise RegistryAwayError(
-                f"The registry at {shown(self._settings.tracking_uri)} did not answer for {name}: {shown(str(error))}. "
-                "Wanted: MLflow within reach; see TILTYARD_TRACKING_URI."
-            ) from error
+            raise self._away(name, error) from error
+
+    def _away(self, about: str, error: Exception) -> RegistryAwayError:
+        return RegistryAwayError(
+            f"The registry at {shown(self._settings.tracking_uri)} did not answer for {about}: {shown(str(error))}. "
+            "Wanted: MLflow within reach; see TILTYARD_TRACKING_URI."
+        )
+
+    @contextmanager
+    def _asked(self, about: str) -> Iterator[None]:
+        """Around questions to MLflow and its artifact store: what they raise is told without a password that is in the address."""
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            raise self._away(about, error) from error
 
     def find(self, name: str, digest: str) -> ModelVersion | None:
         """The newest version of a model that is this bundle, if there is one."""
@@ -162,15 +182,17 @@ class ModelRegistry:
     def names(self) -> list[str]:
         """Registered models."""
         pages = _pages(lambda token: self._client.search_registered_models(max_results=1000, page_token=token))
-        return sorted(m.name for m in pages)
+        with self._asked("the names of its models"):
+            return sorted(m.name for m in pages)
 
     def _search(self, condition: str) -> list[ModelVersion]:
         """Versions with their aliases: one question for the versions, one a model for the aliases (a search omits them)."""
-        found = list(_pages(lambda token: self._client.search_model_versions(condition, page_token=token)))
         aliases: dict[tuple[str, int], list[str]] = {}
-        for name in {v.name for v in found}:
-            for alias, version in self._client.get_registered_model(name).aliases.items():
-                aliases.setdefault((name, int(version)), []).append(alias)
+        with self._asked(condition):
+            found = list(_pages(lambda token: self._client.search_model_versions(condition, page_token=token)))
+            for name in {v.name for v in found}:
+                for alias, version in self._client.get_registered_model(name).aliases.items():
+                    aliases.setdefault((name, int(version)), []).append(alias)
         return [self._version(v, aliases.get((v.name, int(v.version)), [])) for v in found]
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
@@ -180,7 +202,8 @@ class ModelRegistry:
             RegistryError: If it does not; nothing is changed.
         """
         self.get(name, version=version)
-        self._client.set_registered_model_alias(name, alias, str(version))
+        with self._asked(name):
+            self._client.set_registered_model_alias(name, alias, str(version))
 
     def promote(self, name: str, version: int, *, alias: str = CHAMPION) -> ModelVersion | None:
         """Makes a version the champion and the one before ``@previous``; returns the one before. Twice is as once.
@@ -236,7 +259,8 @@ class ModelRegistry:
                 )
             except (MlflowException, OSError) as error:
                 raise RegistryAwayError(
-                    f"{version.name} version {version.version} could not be fetched from {version.source}: {error}. "
+                    f"{version.name} version {version.version} could not be fetched from {shown(version.source)}: "
+                    f"{shown(str(error))}. "
                     "Wanted: MLflow's artifact store within reach."
                 ) from error
             manifest = next(Path(folder).rglob(MANIFEST), None)
