@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,7 @@ def commit(
     check: list[str] = typer.Option(
         [],
         help="Rule that the rows must keep: KIND[:COLUMN[:PARAM=VALUE,...]], such as range:age:min=0,max=120; "
-        "warn:KIND... only warns.",
+        'warn:KIND... only warns; a list is JSON: allowed:city:values=["Oslo"].',
     ),
     description: str | None = typer.Option(None, help="For the card: what the rows are."),
     origin: str | None = typer.Option(None, help="For the card: where they come from."),
@@ -267,6 +268,8 @@ def parse_check(text: str) -> Check:
 
     >>> parse_check("warn:range:age:min=0,max=120").params
     {'min': 0, 'max': 120}
+    >>> parse_check('allowed:city:values=["Oslo","Bergen"]').params
+    {'values': ['Oslo', 'Bergen']}
 
     Raises:
         SpecError: If it cannot be read.
@@ -281,7 +284,7 @@ def parse_check(text: str) -> Check:
     if "=" in column and not params:
         column, params = "", column
     values: dict[str, Any] = {}
-    for pair in params.split(",") if params else ():
+    for pair in re.split(r",(?=\w+=)", params) if params else ():  # a list, or a pattern, may hold commas
         name, equals, value = pair.partition("=")
         if not equals:
             raise SpecError(f"Check {text!r} is not KIND[:COLUMN[:PARAM=VALUE,...]]: {pair!r} lacks a '='.")

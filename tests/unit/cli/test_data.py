@@ -149,6 +149,8 @@ def test_parse_check_of_every_form_reads_kind_column_and_params() -> None:
     assert parse_check("not_null:age") == Check(kind="not_null", column="age")
     assert parse_check("row_count:min=10") == Check(kind="row_count", params={"min": 10})
     assert parse_check("range:day:max=2026-01-01").params == {"max": "2026-01-01"}
+    assert parse_check('allowed:city:values=["Oslo","Bergen"]').params == {"values": ["Oslo", "Bergen"]}
+    assert parse_check("matches:zip:pattern=^[0-9]{4,5}$").params == {"pattern": "^[0-9]{4,5}$"}
     with pytest.raises(SpecError, match="lacks a '='"):
         parse_check("range:age:min")
 
