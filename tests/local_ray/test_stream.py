@@ -40,7 +40,7 @@ def version(store: DatasetStore) -> DatasetVersion:
 
 @pytest.fixture(scope="module")
 def shared(ray_session: None, store: DatasetStore, version: DatasetVersion) -> Any:
-    handle = share(version, store)
+    handle = share(version, store, mode="resident")
     yield handle
     handle.close()
 
@@ -103,7 +103,7 @@ def test_eight_trials_decode_each_row_once_and_copy_none(shared: Shared, version
 def test_owner_killed_is_restarted_and_reads_again(
     ray_session: None, store: DatasetStore, version: DatasetVersion
 ) -> None:
-    handle = share(version, store)
+    handle = share(version, store, mode="resident")
     feed = open_feed(handle, split="train", batch_size=64, data_seed=0)
     before = batches(feed, 1)
     ray.kill(handle.owner, no_restart=False)  # its process dies a little later; Ray starts another
@@ -116,6 +116,21 @@ def test_owner_killed_is_restarted_and_reads_again(
     assert equal(batches(again, 1), before)
     assert handle.counters()["reads"] == 1  # of its second life
     handle.close()
+
+
+def test_small_version_is_read_by_who_shares_it_and_gives_the_same_batches(
+    shared: Shared, store: DatasetStore, version: DatasetVersion
+) -> None:
+    small = share(version, store, preprocessor=shared.preprocessor)
+    assert small.owner is None
+    assert set(small.kept) == {"train", "validation"}
+    for split in ("train", "validation", "test"):  # the last was not asked for, and is read when it is
+        one, other = (open_feed(h, split=split, batch_size=64, data_seed=3) for h in (small, shared))
+        assert one.num_rows == other.num_rows == version.split_rows[split]
+        assert equal(batches(one, 1), batches(other, 1))
+    assert ray.get(_trial.remote(small, 4)) == ray.get(_trial.remote(shared, 4))
+    assert small.counters()["rows_decoded"] == version.split_rows["train"] + version.split_rows["validation"]
+    small.close()
 
 
 def test_shards_of_two_ranks_are_disjoint_and_together_the_epoch(shared: Shared) -> None:

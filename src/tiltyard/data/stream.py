@@ -5,7 +5,8 @@
 * *resident*: the split fits the stated share of the object store. An owner actor reads its files once through Ray Data,
   preprocessed where they are decoded, and puts one float32 matrix, the labels and the row hashes into the object store in
   canonical order. Trials map that memory; none copies or decodes a row. Where the owner dies, Ray restarts it and it reads
-  again when next asked; trials that have mapped the arrays keep them.
+  again when next asked; trials that have mapped the arrays keep them. A version of `SMALL_BYTES` or less is read by the
+  process that shares it, which then owns the arrays: a process of its own takes seconds to start, and reading it none.
 * *streamed*: it does not fit. Each trial streams its epochs through Ray Data, with bounded memory
   (`tiltyard.data.streamed`).
 
@@ -17,7 +18,8 @@ together is counted here, and refused where it could not run (`tiltyard.data.pre
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -55,6 +57,10 @@ __all__ = [
 
 STREAM_SHARE = 0.8
 """Of the object store, resident splits and streams together; the rest is for results, checkpoints and Ray itself."""
+SMALL_BYTES = 32 << 20
+"""As arrays, all splits together. Reading so much takes a second at most; an owner and Ray Data take 3 s to start."""
+READ_AT_ONCE = 8
+"""Files of a small version, which may lie far away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +71,8 @@ class Shared:
         version: The dataset version.
         preprocessor: What turned its columns into features.
         plans: Split name to plan.
-        owner: The actor that owns the resident arrays.
+        owner: The actor that owns the resident arrays; None where the process that shared them does.
+        kept: By split, the reference to its arrays where that process owns them, in a list so that it travels as one.
         storage_options: How to reach the store.
         streams: What the streams of all trials may use together; None where no split is streamed.
         readers: Who reads for them.
@@ -75,6 +82,7 @@ class Shared:
     preprocessor: Preprocessor
     plans: Mapping[str, SplitPlan]
     owner: Any = field(repr=False)
+    kept: Mapping[str, list[Any]] = field(default_factory=dict, repr=False)
     streams: StreamPlan | None = None
     readers: Readers | None = None
     storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -96,11 +104,14 @@ class Shared:
 
     def counters(self) -> dict[str, int]:
         """``rows_decoded`` and ``reads`` of the owner so far."""
+        if self.owner is None:
+            return {"rows_decoded": sum(self.plans[s].num_rows for s in self.kept), "reads": 1}
         return dict(ray.get(self.owner.counters.remote()))
 
     def close(self) -> None:
         """Ends the owner and the readers; feeds that are open keep the arrays they have."""
-        ray.kill(self.owner)
+        if self.owner is not None:
+            ray.kill(self.owner)
         if self.readers is not None:
             self.readers.close()
 
@@ -169,19 +180,11 @@ class _Owner:
         files = [f for s in wanted for f in self._version.files if f.split == s]
         if files:
             self._reads += 1
-            parts: dict[str, list[Any]] = {s: [] for s in wanted}
             blocks = _blocks(FilesSource(self._decoder, files), concurrency=2)
-            self._fill(files, blocks, parts)
+            for split, arrays in _arrays(files, wanted, blocks, self._decoder.preprocessor):
+                self._rows_decoded += len(arrays[0])
+                self._refs[split] = ray.put(arrays)
         return {s: self._version.split_rows.get(s, 0) for s in splits}
-
-    def _fill(self, files: Sequence[FileEntry], blocks: Iterator[pa.Table], parts: dict[str, list[Any]]) -> None:
-        """Copies blocks, which come in the order of the files, into one array per split."""
-        per_split = [(s, sum(f.num_rows for f in files if f.split == s)) for s in parts]
-        stream = _Rows(blocks)
-        for split, num_rows in per_split:
-            arrays = stream.take(num_rows, self._decoder.preprocessor)
-            self._rows_decoded += num_rows
-            self._refs[split] = ray.put(arrays)
 
     def ref(self, split: str) -> list[Any]:
         """The reference to a split's arrays, in a list so that it travels as a reference."""
@@ -191,6 +194,23 @@ class _Owner:
     def counters(self) -> dict[str, int]:
         """What was read so far by this life of the owner."""
         return {"rows_decoded": self._rows_decoded, "reads": self._reads}
+
+
+def _arrays(
+    files: Sequence[FileEntry], splits: Sequence[str], blocks: Iterator[pa.Table], preprocessor: Preprocessor
+) -> Iterator[tuple[str, Arrays]]:
+    """Each split as arrays, from blocks that come in the order of the files."""
+    stream = _Rows(blocks)
+    for split in splits:
+        yield split, stream.take(sum(f.num_rows for f in files if f.split == split), preprocessor)
+
+
+def _read_here(version: DatasetVersion, decoder: Decoder, splits: Iterable[str]) -> Iterator[tuple[str, Arrays]]:
+    """Each split as arrays, read by this process."""
+    wanted = list(splits)
+    files = [f for s in wanted for f in version.files if f.split == s]
+    with ThreadPoolExecutor(READ_AT_ONCE, "tiltyard-sharing") as pool:
+        yield from _arrays(files, wanted, pool.map(decoder, [f.path for f in files]), decoder.preprocessor)
 
 
 class _Rows:
@@ -245,7 +265,7 @@ def share(
         features: The features, where the preprocessor is to be fitted here.
         splits: Read now; others are read when a feed first asks for them.
         memory_share: Part of the cluster's object store that resident splits may take together, 0 to 1.
-        mode: ``auto``, or ``resident`` or ``streamed`` for all splits.
+        mode: ``auto``, or ``resident`` (in an owner's hands, however small) or ``streamed`` for all splits.
         whole: Of ``splits``, those of which trials need all rows at once (``Feed.all``), so that they must not be streamed,
             and who needs them, for the message.
         consumers: Trials that may stream at a time; where None, as many as the cluster has CPUs for.
@@ -270,11 +290,20 @@ def share(
             )
     if mode == "auto":
         check_whole(version, plans, {s: w for s, w in whole.items() if s in splits}, allowed)
+    decoder = Decoder(Place.of(version.uri, store.storage_options), fitted)
+    if mode == "auto" and sum(p.num_bytes for p in plans.values()) <= min(SMALL_BYTES, allowed):
+        return Shared(
+            version=version,
+            preprocessor=fitted,
+            plans=plans,
+            owner=None,
+            kept={split: [ray.put(arrays)] for split, arrays in _read_here(version, decoder, splits)},
+            storage_options=store.storage_options,
+        )
     streamed = [s for s in splits if plans[s].mode == "streamed"]
     streams = readers = None
     if streamed:
         cpus = float(resources.get("CPU", 1))
-        decoder = Decoder(Place.of(version.uri, store.storage_options), fitted)
         held = sum(p.num_bytes for p in plans.values() if p.mode == "resident")
         streams = plan_streams(
             what=f"{' and '.join(streamed)} of {version.ref}",
@@ -310,13 +339,19 @@ def _per(cpus: float, each: float) -> int:
 def fetch(handle: Shared, split: str, *, attempts: int = 5) -> Arrays:
     """The arrays of a resident split, mapped and not copied; asks the owner again where it died meanwhile.
 
+    A split of a small version that was not shared is read by this process.
+
     Raises:
         DataError: If the owner could not bring them back.
     """
+    if handle.owner is None and split not in handle.kept:
+        decoder = Decoder(Place.of(handle.version.uri, handle.storage_options), handle.preprocessor)
+        return next(arrays for _, arrays in _read_here(handle.version, decoder, [split]))
     last: Exception | None = None
     for _ in range(attempts):
         try:
-            arrays: Arrays = ray.get(ray.get(handle.owner.ref.remote(split))[0])
+            (ref,) = handle.kept[split] if handle.owner is None else ray.get(handle.owner.ref.remote(split))
+            arrays: Arrays = ray.get(ref)
         except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError) as error:
             last = error
         else:
