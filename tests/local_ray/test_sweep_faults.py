@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sweeps
@@ -158,23 +159,36 @@ def test_seconds_of_killed_packs_are_charged(scene: Scene) -> None:
     assert spent.cpu_s == pytest.approx(spent.by_what["packs"] + spent.by_what["lost packs"])
 
 
-def test_queue_whose_worker_is_killed_trains_again_only_what_ran(ray_session: None, tmp_path: Path) -> None:
-    log = tmp_path / "log"
+def test_queue_whose_worker_is_killed_trains_again_only_what_ran_and_gives_up_a_member_that_kills_it_each_time(
+    ray_session: None, tmp_path: Path
+) -> None:
+    log, killer, unlucky = tmp_path / "log", 0.2, 0.5
     own = Variant(
-        name="own", model="train:users_training:tally", fixed={"log": str(log)}, space={"x": uniform(0.1, 0.9)}
+        name="own",
+        model="train:users_training:tally",
+        fixed={"log": str(log), "killer": killer, "unlucky": unlucky},
+        space={"x": uniform(0.0, 1.0)},
     )
     settings = sweeps.settings_at(tmp_path / "home", sweeps.commit_small_datasets(tmp_path / "data"))
-    wanted = sweeps.experiment(variants=(own,), datasets=(DatasetRef("rings"),), search=Search(trials=6, epochs=1))
+    points: dict[str, Any] = {"own": tuple({"x": x} for x in (0.1, killer, 0.3, 0.4, unlucky, 0.6))}
+    wanted = sweeps.experiment(
+        variants=(own,), datasets=(DatasetRef("rings"),), search=Search(trials=6, epochs=1, points=points)
+    )
     outcome = sweeps.run_launch(settings, wanted)
-    assert {r.state for r in outcome.results} == {"done"}
-    assert {r.score for r in outcome.results} == {t.config["x"] for t in outcome.plan.trials}
-    trained = Counter(line.split()[1] for line in log.read_text().splitlines())
-    assert sorted(trained.values()) == [1, 1, 1, 1, 1, 2]
+    assert outcome.state == "finished"
+    rows = {r.config["x"]: r for r in outcome.leaderboard.tables["rings"]}
+    assert {x: r.state for x, r in rows.items()} == {x: "failed" if x == killer else "done" for x in rows}
+    assert {x: r.validation for x, r in rows.items() if x != killer} == {x: x for x in (0.1, 0.3, 0.4, unlucky, 0.6)}
+    assert str(rows[killer].reason).startswith("its worker process died twice while it trained")
+    trained = Counter(float(line) for line in log.read_text().splitlines())
+    assert trained == {0.1: 1, killer: 2, 0.3: 1, 0.4: 1, unlucky: 2, 0.6: 1}
     tried: dict[str, list[str]] = {}
     for attempt in sweeps.attempts(settings, outcome.claim.key):
         tried.setdefault(attempt.pack_id, []).append(attempt.state)
-    assert sorted(tried.values()) == [["done"], ["fenced", "done"]]
-    assert sorted(s.attempt for s in outcome.scores.values()) == [1, 1, 1, 1, 2, 2]
+    assert sorted(tried.values()) == [["fenced", "done"], ["fenced", "fenced", "done"]]
+    client = MlflowClient(tracking_uri=settings.tracking_uri)
+    tags = client.get_run(outcome.run_ids[rows[killer].cell]).data.tags
+    assert (tags["tiltyard.state"], tags["tiltyard.reason"]) == ("failed", rows[killer].reason)
 
 
 def test_sweep_whose_worker_node_is_lost_gives_the_undisturbed_leaderboard(scene: Scene, tmp_path: Path) -> None:

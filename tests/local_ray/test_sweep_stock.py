@@ -10,17 +10,19 @@ import pytest
 import sweeps
 from mlflow import MlflowClient
 
+from tiltyard.codedigest import code_digest
 from tiltyard.distributions import choice, uniform
 from tiltyard.experiment import Halving, Search, Variant
 from tiltyard.journal import Journal
 from tiltyard.report.record import curve_of
+from tiltyard.resume import find
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.stock_checkpoints import saved_of
 from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray
 
-HOWS = ("string", "exit", "silent")
+HOWS = ("string", "exit", "silent", "raise")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def settings(ray_session: None, tmp_path: Path, data: str) -> Settings:
 
 def test_sweep_of_trainables_under_asha_beside_packs_ends_each_in_a_named_state(settings: Settings) -> None:
     curve = Variant(name="curve", model="tune:users_trainables:curve", space={"height": uniform(0.1, 0.9)}, trials=3)
-    bad = Variant(name="bad", model="tune:users_trainables:misbehave", space={"how": choice(*HOWS)}, trials=3)
+    bad = Variant(name="bad", model="tune:users_trainables:misbehave", space={"how": choice(*HOWS)}, trials=4)
+    plain = Variant(name="plain", model="tune:users_trainables:Plain", fixed={"how": "well"}, trials=1)
     own = Variant(name="own", model="train:users_training:nearest", fixed={"scale": 1.0}, trials=1)
     mlp = sweeps.MLP.model_copy(update={"trials": 2})
     points: dict[str, Any] = {
@@ -43,21 +46,22 @@ def test_sweep_of_trainables_under_asha_beside_packs_ends_each_in_a_named_state(
         "bad": tuple({"how": how} for how in HOWS),
     }
     wanted = sweeps.experiment(
-        variants=(curve, bad, own, mlp),
+        variants=(curve, bad, plain, own, mlp),
         datasets=(DatasetRef("rings"),),
-        search=Search(trials=9, halving=Halving(rungs=(1, 4), keep=1 / 2), scheduler="asha", points=points),
+        search=Search(trials=11, halving=Halving(rungs=(1, 4), keep=1 / 2), scheduler="asha", points=points),
     )
     outcome = sweeps.run_launch(settings, wanted)
     assert outcome.state == "finished"
-    assert outcome.leaderboard.order_dependent == ("curve", "bad", "own")
+    assert outcome.leaderboard.order_dependent == ("curve", "bad", "plain", "own")
     rows = {r.name: r for r in outcome.leaderboard.tables["rings"]}
-    assert len(rows) == 9
+    assert len(rows) == 11
 
-    reasons = [rows[f"bad@rings/{i:03d}"].reason for i in range(3)]
-    assert {rows[f"bad@rings/{i:03d}"].state for i in range(3)} == {"failed"}
+    reasons = [rows[f"bad@rings/{i:03d}"].reason for i in range(4)]
+    assert {rows[f"bad@rings/{i:03d}"].state for i in range(4)} == {"failed"}
     assert reasons[0] == "report() was told accuracy='high'; a number is wanted"
-    assert reasons[1]
+    assert "worker process has died" in str(reasons[1])
     assert reasons[2] == "it ended without a report; tune.report({'accuracy': ...}) is wanted"
+    assert reasons[3] == "ValueError: no such thing"
 
     curves = [rows[f"curve@rings/{i:03d}"] for i in range(3)]
     assert (curves[0].state, curves[0].epoch) == ("done", 4)
@@ -66,6 +70,7 @@ def test_sweep_of_trainables_under_asha_beside_packs_ends_each_in_a_named_state(
         assert row.validation == pytest.approx(row.config["height"] * (1 - 0.5**row.epoch))
         if row.state == "stopped":
             assert row.reason == f"stopped by asha at epoch {row.epoch}, which depends on the order of events"
+    assert (rows["plain@rings/000"].state, rows["plain@rings/000"].epoch) == ("done", 4), rows["plain@rings/000"].reason
     assert (rows["own@rings/000"].state, rows["own@rings/000"].epoch) == ("done", 4)
     assert {rows[f"mlp@rings/{i:03d}"].state for i in range(2)} == {"done", "stopped"}
     tested = [r.variant for r in rows.values() if r.test is not None]
@@ -93,14 +98,17 @@ def test_trainable_interrupted_goes_on_from_its_last_checkpoint(settings: Settin
         fixed={"folder": str(tmp_path), "together": 1, "driver": os.getpid(), "interrupt_at": 3, "rate": 0.1},
     )
     wanted = sweeps.experiment(variants=(steps,), datasets=(DatasetRef("rings"),), search=Search(trials=1, epochs=4))
-    interrupted = sweeps.run_launch(settings, wanted)
+    digest = code_digest(None, [steps.model])  # `find` asks whether the code is still the same
+    interrupted = sweeps.run_launch(settings, wanted, digest=digest)
     assert interrupted.state == "stopped"
     (trial,) = interrupted.plan.trials
     saved = saved_of(interrupted.layout, trial)
     assert saved is not None
     assert saved.epoch in {2, 3}  # the third report may just have come
+    (step,) = find(settings, interrupted.claim.key).steps
+    assert (step.action, step.from_epoch, step.to_epoch) == ("continue", saved.epoch, 4)
 
-    outcome = sweeps.run_launch(settings, wanted)
+    outcome = sweeps.run_launch(settings, wanted, digest=digest)
     (row,) = outcome.leaderboard.tables["rings"]
     assert (row.state, row.epoch) == ("done", 4)
     assert row.validation == pytest.approx(0.4)

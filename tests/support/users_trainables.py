@@ -40,6 +40,15 @@ def misbehave(config: Mapping[str, Any]) -> None:
         time.sleep(600)
 
 
+class Plain(tune.Trainable):
+    """A class that cannot save itself."""
+
+    def step(self) -> dict[str, Any]:
+        if self.config["how"] == "raise":
+            raise ValueError("no such thing")
+        return {"accuracy": 0.25, "log_loss": 0.5}
+
+
 class Steps(tune.Trainable):
     """Learns as fast as its rate says; begins when as many are there as ``config["together"]`` says."""
 

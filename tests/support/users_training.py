@@ -27,20 +27,15 @@ def nearest(config: Mapping[str, Any], data: Any, report: Report) -> None:
 
 
 def tally(config: Mapping[str, Any], data: Any, report: Report) -> None:
-    """Notes ``x`` in the file ``log``; the first process to begin its second trial ends the worker that it belongs to."""
-    log = Path(config["log"])
+    """Notes ``x`` in the file ``log``. The trial ``killer`` ends its worker each time, the trial ``unlucky`` once."""
+    log, x = Path(config["log"]), config["x"]
     with log.open("a") as file:
-        file.write(f"{os.getpid()} {config['x']!r}\n")
-    mine = [line for line in log.read_text().splitlines() if line.startswith(f"{os.getpid()} ")]
-    if len(mine) == 2:
-        try:
-            log.with_suffix(".killed").touch(exist_ok=False)
-        except FileExistsError:
-            pass
-        else:
-            os.kill(os.getppid(), signal.SIGKILL)
-            signal.pause()
-    report(1, accuracy=config["x"], log_loss=1.0)
+        file.write(f"{x!r}\n")
+    tries = log.read_text().splitlines().count(repr(x))
+    if x == config["killer"] or (x == config["unlucky"] and tries == 1):
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    report(1, accuracy=x, log_loss=1.0)
 
 
 class SpeechlessError(Exception):
@@ -123,6 +118,10 @@ def too_few(config: Mapping[str, Any]) -> None:
 
 
 def sleeps(config: Mapping[str, Any], data: Any, report: Report) -> None:
-    """Says who it is, and never ends by itself."""
-    print(os.getpid(), flush=True)
+    """Says who it is, and who it sent away; neither ends by itself."""
+    away = os.fork()
+    if away == 0:
+        os.setsid()
+        signal.pause()
+    print(os.getpid(), away, flush=True)
     signal.pause()

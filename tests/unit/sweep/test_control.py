@@ -10,7 +10,9 @@ import pytest
 
 from tiltyard import DatasetRef, Experiment, Objective, Search, Variant, uniform
 from tiltyard.journal import Claim, Journal, Owner
+from tiltyard.sweep.engine import saving
 from tiltyard.sweep.engine.control import Control, replay
+from tiltyard.sweep.engine.saving import is_paused
 from tiltyard.sweep.growth import Growth
 from tiltyard.sweep.halving import Machine
 from tiltyard.sweep.plan import DatasetFacts, plan
@@ -114,12 +116,48 @@ def test_pause_lasts_until_it_is_continued_or_the_launch_ends(journal: Journal) 
     ask(journal, first, "pause")
     assert not first.look()
     assert first.control.paused == "ada@here"
-    assert Launch(journal).control.paused is None
-    ask(journal, first, "continue")
-    first = Launch(journal)
-    first.look()
-    assert first.control.paused is None
-    assert journal.requests.of(first.key)[-1].answer == {"said": "it was not paused"}
+    assert is_paused(journal, first.claim)
+    second = Launch(journal)
+    assert second.control.paused is None
+    assert not is_paused(journal, second.claim)
+    ask(journal, second, "continue")
+    second.look()
+    assert second.control.paused is None
+    assert journal.requests.of(second.key)[-1].answer["said"] == "it was not paused"
+    ask(journal, second, "pause")
+    second.look()
+    assert is_paused(journal, second.claim)
+    ask(journal, second, "continue")
+    second.look()
+    assert not is_paused(journal, second.claim)
+
+
+def test_queue_of_a_paused_launch_waits_between_members_until_it_goes_on_or_is_told_to_end(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(saving, "_POLL_S", 0.0)
+    launch = Launch(journal)
+    looks = 0
+
+    def ended() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            ask(journal, launch, "continue")
+            launch.look()
+        return looks > 7
+
+    go_on = saving.GoOn(journal, launch.claim, ended)
+    assert go_on()
+    ask(journal, launch, "pause")
+    launch.look()
+    assert go_on()
+    assert looks == 5
+    ask(journal, launch, "pause")
+    launch.look()
+    assert not go_on()
+    assert looks == 8
 
 
 def test_requests_are_looked_up_once_a_second_and_those_too_late_are_told_so(journal: Journal) -> None:

@@ -191,7 +191,7 @@ def test_plan_of_own_training_with_a_champion_is_refused() -> None:
         plan(own(champion=Champion()), facts(), code_digest="c")
 
 
-def test_own_training_whose_parent_dies_ends_with_it(tmp_path: Path) -> None:
+def test_own_training_whose_parent_dies_ends_with_it_and_what_it_sent_away_with_the_next(tmp_path: Path) -> None:
     # A worker that Ray ends with SIGKILL cannot tidy up: the kernel does.
     read, write = os.pipe()
     child = os.fork()
@@ -204,7 +204,17 @@ def test_own_training_whose_parent_dies_ends_with_it(tmp_path: Path) -> None:
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as told:
-        trained = psutil.Process(int(told.readline()))
+        trained, away = (psutil.Process(int(pid)) for pid in told.readline().split())
     psutil.Process(child).kill()
     os.waitpid(child, 0)
-    sweeps.until(lambda: not trained.is_running() or trained.status() == psutil.STATUS_ZOMBIE, what="its end")
+    sweeps.until(lambda: ended(trained), what="its end")
+    assert not ended(away)
+    run(tmp_path, "misbehave", [{"how": "well"}])
+    sweeps.until(lambda: ended(away), what="the end of what it sent away")
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -50,10 +50,20 @@ EXPERIMENT = Experiment(
 )
 
 
-class Sweep:
-    """A driver with its conductor, and three Tune trials that run."""
+class Made:
+    """Says of every trial that its process was made."""
 
-    def __init__(self, journal: Journal, folder: Path) -> None:
+    def get(self, tune_trial: Any) -> str:
+        return "its actor"
+
+    def is_actor_started(self, actor: str) -> bool:
+        return True
+
+
+class Sweep:
+    """A driver with its conductor, and three Tune trials of which so many run and the others have been made."""
+
+    def __init__(self, journal: Journal, folder: Path, begun: int = 3) -> None:
         first = plan(EXPERIMENT, FACTS, code_digest="c")
         self.claim = journal.claim(first.key, experiment="demo", spec="{}", owner=Owner.here())
         journal.add_trials(self.claim, [trial_row(first.key, t) for t in first.trials])
@@ -89,8 +99,13 @@ class Sweep:
             SimpleNamespace(trial_id=str(i), config={**t.config, stock.TRIAL: t.cell})
             for i, t in enumerate(group.trials)
         ]
-        self.conductor.controller = SimpleNamespace(get_trials=lambda: self.tune_trials, stop_trial=self.conductor.end)
-        for trial in self.tune_trials:
+        self.conductor.controller = SimpleNamespace(
+            get_trials=lambda: self.tune_trials,
+            stop_trial=self.conductor.end,
+            _trial_to_actor=Made(),
+            _actor_manager=Made(),
+        )
+        for trial in self.tune_trials[:begun]:
             self.conductor.start(trial)
 
     def report(self, index: int, epoch: int, accuracy: Any) -> bool:
@@ -122,6 +137,33 @@ def test_trial_that_says_nothing_any_more_is_ended_after_its_time(
         ("failed", 0, "it took longer than budget.trial_s allows (50 s)"),
     ]
     assert {a.state for a in journal.attempts(sweep.claim.key)} == {"done"}
+
+
+def test_trial_that_never_comes_to_its_begin_is_ended_after_its_time_and_that_of_a_start(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(journal, tmp_path, begun=0)
+    now = [1000.0]
+    monkeypatch.setattr(stock, "time", SimpleNamespace(time=lambda: now[0]))
+    for after in (0, 50, 60):
+        now[0] += after
+        sweep.conductor.turn(sweep.tune_trials[:1])
+    assert {s for s, _, _ in sweep.states()} == {"planned"}
+    now[0] += 1
+    sweep.conductor.turn(sweep.tune_trials[:1])
+    why = "it had not begun 110 s after its process was started: 60 s for that and budget.trial_s"
+    assert sweep.states()[0] == ("failed", 0, why)
+
+
+def test_trial_that_raised_bears_the_last_line_that_ray_tune_wrote_of_it(journal: Journal, tmp_path: Path) -> None:
+    sweep = Sweep(journal, tmp_path)
+    (tmp_path / "error.txt").write_bytes(b"Traceback\n  File\nValueError: no \xff thing\n\n")
+    sweep.tune_trials[0].error_file = str(tmp_path / "error.txt")
+    sweep.tune_trials[1].error_file = None
+    for trial in sweep.tune_trials[:2]:
+        sweep.conductor.end(trial, error=stock._why(trial))
+    reasons = [reason for _, _, reason in sweep.states()[:2]]
+    assert reasons == [r"ValueError: no \xff thing", "its process died before it could say why"]
 
 
 def test_trial_that_a_person_stops_is_ended_at_the_next_turn_with_what_it_has_reached(

@@ -81,10 +81,13 @@ class Control:
         match request.kind:
             case "pause":
                 self.paused = request.actor
-                return "done", {"said": "paused: nothing new starts; what trains goes on to the end of its rung"}
+                return "done", {
+                    "said": "paused: nothing new starts; what trains goes on to the end of its rung",
+                    "fence": self._claim.fence,
+                }
             case "continue":
                 was, self.paused = self.paused, None
-                return "done", {"said": "it goes on" if was else "it was not paused"}
+                return "done", {"said": "it goes on" if was else "it was not paused", "fence": self._claim.fence}
             case "stop":
                 return self._stop(request, machine)
             case "add":

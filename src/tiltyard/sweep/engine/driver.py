@@ -24,7 +24,7 @@ from tiltyard.sweep.engine.lease import Lease
 from tiltyard.sweep.engine.packing import is_queued
 from tiltyard.sweep.engine.purse import Purse
 from tiltyard.sweep.engine.saving import ask_packs, save_s
-from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow
+from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow, Unheard
 from tiltyard.sweep.engine.worker import Post, train_pack
 from tiltyard.sweep.halving import (
     Machine,
@@ -392,7 +392,7 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
             name=driver.claim.key[:16],
             storage_path=driver.layout.storage.uri("tune"),
             verbose=0,
-            callbacks=[Heartbeat(driver)],
+            callbacks=[Heartbeat(driver), Unheard()],
             stop=StopNow(driver),
             failure_config=tune.FailureConfig(max_failures=MAX_PACK_FAILURES),
         ),
@@ -406,6 +406,6 @@ def quiet() -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a report without the metric ends its trial, not the sweep
     os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")  # an actor that does not obey is killed
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "1"  # the old output prints a line for each pack that fails, verbose or not
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints a box at the start; the old one leaves all to `Unheard`
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

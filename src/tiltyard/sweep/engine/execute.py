@@ -110,6 +110,7 @@ def execute(
     device: str = "cpu",
     on_epoch: OnEpoch = lambda _: None,
     withdrawn: Withdrawn = tuple,
+    go_on: Callable[[], bool] = lambda: True,
     trial_s: float | None = None,
     chunk: int | None = None,
     keep: Keep | None = None,
@@ -127,6 +128,7 @@ def execute(
         device: A torch device.
         on_epoch: Told the number of finished epochs after each.
         withdrawn: Cells that a person has stopped: a pack of nothing else ends, a queue leaves them out.
+        go_on: Asked before each member of a queue begins, and may wait: False ends the queue with what it has done.
         trial_s: The most seconds that a trial of a user's own training may take.
         chunk: Most members of a pack that step together in memory; None chooses.
         keep: Keeps each member of a queue as it ends, in a folder of its own; where None, all of them are left in ``folder``.
@@ -165,9 +167,9 @@ def execute(
     if assignment.model.startswith(OWN_TRAINING):
         from tiltyard.sweep.engine.own import run_own
 
-        run_own(assignment, train, validation, member, on_epoch, withdrawn=withdrawn, trial_s=trial_s)
+        run_own(assignment, train, validation, member, on_epoch, withdrawn=withdrawn, go_on=go_on, trial_s=trial_s)
     else:
-        _queue(assignment, train, validation, storage, member, on_epoch, withdrawn)
+        _queue(assignment, train, validation, storage, member, on_epoch, withdrawn, go_on)
     if keep is None:
         outcome.write_curves(folder)
     return outcome
@@ -293,6 +295,7 @@ def _queue(
     member: Member,
     on_epoch: OnEpoch,
     withdrawn: Withdrawn,
+    go_on: Callable[[], bool],
 ) -> None:
     """Members that cannot share a step: one after another, each with its own files."""
     from tiltyard.models.lightgbm import LightGBMTrial
@@ -300,6 +303,8 @@ def _queue(
     x, y = (t.numpy() for t in train.all())
     x_val, y_val = (t.numpy() for t in validation.all())
     for done, seat in enumerate(assignment.seats, start=1):
+        if not go_on():
+            return
         with member(seat.cell) as (outcome, folder):
             if seat.cell in withdrawn():
                 outcome.withdrawn.add(seat.cell)

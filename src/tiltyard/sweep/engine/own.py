@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import select
 import signal
 import subprocess
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 PARAMETERS = ("config", "data", "report")
 _POLL_S = 0.2
 _MARK = "TILTYARD_TRAINING"
-"""In the environment of the process, and so of all that it starts: what left its process group is found by it."""
+"""In the environment of the process, and so of all that it starts: what left its process group is found by it. Its value
+names the worker whose training it is, so that what a killed worker left behind is found by the next one on the machine."""
 _MOST_EPOCHS = 1 << 31
 
 
@@ -71,7 +73,7 @@ class Child:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
         self._reports = -1
-        self._mark = uuid.uuid4().hex
+        self._mark = f"{os.getpid()}-{_began(os.getpid())}-{uuid.uuid4().hex}"
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +145,7 @@ class Child:
 
     def _start(self) -> subprocess.Popen[str]:
         if self._process is None:
+            _kill_orphans()
             self._reports, write = os.pipe()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tiltyard.sweep.engine.own_child", str(self._folder), str(write)],
@@ -173,11 +176,13 @@ def run_own(
     on_epoch: Callable[[int], None],
     *,
     withdrawn: Callable[[], Collection[str]] = tuple,
+    go_on: Callable[[], bool] = lambda: True,
     trial_s: float | None = None,
 ) -> None:
     """Trains each seat from epoch 0; scores, failures and curves go into what ``member`` gives for it.
 
     One that a person stops, or that takes longer than ``trial_s``, is ended with all that it started.
+    ``go_on`` is asked before each, and may wait; False ends the queue with what it has done.
     """
     with tempfile.TemporaryDirectory(prefix="tiltyard-") as name:
         for split, feed in (("train", train), ("validation", validation)):
@@ -185,6 +190,8 @@ def run_own(
                 np.save(Path(name) / f"{what}_{split}.npy", tensor.numpy())
         with Child(Path(name)) as child:
             for done, seat in enumerate(assignment.seats, start=1):
+                if not go_on():
+                    return
                 with member(seat.cell) as (outcome, _):
                     _run_seat(child, assignment, seat, outcome, withdrawn, trial_s)
                 on_epoch(assignment.to_epoch * done // len(assignment.seats))
@@ -280,7 +287,31 @@ def _told(line: bytes) -> dict[str, Any]:
 
 def _kill_marked(mark: bytes) -> None:
     """Ends every process with the mark in its environment: what was forked may have left the group that was killed."""
+    for pid, environ in _environments():
+        if mark in environ:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _kill_orphans() -> None:
+    """Ends what workers that are gone left behind of their training."""
+    for pid, environ in _environments():
+        found = re.search(rf"{_MARK}=(\d+)-(\d+)-".encode(), environ)
+        if found is not None and _began(int(found[1])) != found[2].decode():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _environments() -> Iterator[tuple[int, bytes]]:
+    """Of every process of this user: what it was started with."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes():
-                os.kill(int(folder.name), signal.SIGKILL)
+            yield int(folder.name), (folder / "environ").read_bytes()
+
+
+def _began(pid: int) -> str:
+    """When a process began, in the kernel's ticks; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

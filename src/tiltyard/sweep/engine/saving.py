@@ -9,7 +9,7 @@ as it stands, and its rung begins anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from tiltyard.journal import Claim, Journal
 
@@ -19,6 +19,7 @@ CTRL_C_SAVE_S = 5.0
 """And after Ctrl-C, where somebody waits."""
 LOOK_EVERY_S = 2.0
 SAVE, SAVED = "save", "saved"
+_POLL_S = 0.2
 
 
 def save_s(reason: str) -> float:
@@ -49,6 +50,38 @@ class Saving:
             done = self._journal.requests.of(self._claim.key, state="done")
             self._asked = any(r.kind == SAVE and r.detail["fence"] == self._claim.fence for r in done)
         return self._asked
+
+
+class GoOn:
+    """May a queue begin its next member? It waits while the sweep is paused; no further once the launch is told to end.
+
+    Args:
+        journal: Where pauses are answered.
+        claim: Of the launch: a pause ends with it.
+        ended: Whether the launch is told to end.
+    """
+
+    def __init__(self, journal: Journal, claim: Claim, ended: Callable[[], bool]) -> None:
+        self._journal, self._claim, self._ended = journal, claim, ended
+        self._last, self._paused = time.monotonic(), False
+
+    def __call__(self) -> bool:
+        """True once it may, False where it is to go no further."""
+        while not self._ended():
+            now = time.monotonic()
+            if now - self._last >= LOOK_EVERY_S:
+                self._last, self._paused = now, is_paused(self._journal, self._claim)
+            if not self._paused:
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+
+def is_paused(journal: Journal, claim: Claim) -> bool:
+    """The last thing that this launch was asked of the kind is a pause."""
+    told = [r for r in journal.requests.of(claim.key, state="done") if r.kind in {"pause", "continue"}]
+    mine = [r for r in told if r.answer.get("fence") == claim.fence]
+    return bool(mine) and mine[-1].kind == "pause"
 
 
 def saved_by(journal: Journal, key: str, pack_id: str, cells: Collection[str]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol, Self
 
 from ray.tune import Callback, Stopper
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 
@@ -102,6 +103,19 @@ class Heartbeat(Led, Callback):
         """After every turn of the loop."""
         del iteration, trials, info
         self._conductor.tick()
+
+
+class Unheard(TrialProgressCallback):
+    """In the place of Ray Tune's own progress, which prints a line for each trial that ends, however quiet it is asked to be."""
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        """Says nothing."""
+
+    def on_trial_error(self, *args: Any, **info: Any) -> None:
+        """Says nothing: the reason stands on the trial."""
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        """Says nothing."""
 
 
 class StopNow(Led, Stopper):

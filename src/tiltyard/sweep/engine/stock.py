@@ -30,18 +30,20 @@ import pyarrow.parquet as pq
 from ray import tune
 from ray.tune import Callback, Stopper
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
+from ray.tune.search import BasicVariantGenerator
 
 from tiltyard.data.stream import open_feed
 from tiltyard.distributions import Choice
 from tiltyard.experiment import Experiment, Halving, Hyperband, Variant
 from tiltyard.journal import Attempt, CellScore, storable
 from tiltyard.models import builder
+from tiltyard.money.prices import noted
 from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.driver import SweepDriver, quiet
 from tiltyard.sweep.engine.execute import CURVES
 from tiltyard.sweep.engine.own import Child, number, wrong_report
 from tiltyard.sweep.engine.own_child import Data
-from tiltyard.sweep.engine.searcher import Led
+from tiltyard.sweep.engine.searcher import Led, Unheard
 from tiltyard.sweep.engine.stock_checkpoints import KEPT, UNSAVED, Saved, give, note, pack_id_of, saved_of
 from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.halving import StartPack, TrialState
@@ -51,6 +53,8 @@ from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE, Mode
 
 TRIAL = "tiltyard_trial"
 """Key of a trainable's configuration under which its trial's cell stands."""
+START_S = 60.0
+"""A trial's process has so long to start, beside the time that the trial has; more than any start took on two busy cores."""
 
 
 def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: int) -> None:
@@ -68,8 +72,8 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
         tune.with_resources(_trainable(group, experiment, post), asked(resources, groups_of(os.environ))),
         param_space=_param_space(list(trials.values())),
         tune_config=tune.TuneConfig(
+            search_alg=_Unpaused(conductor, max_concurrent),
             scheduler=_scheduler(conductor, experiment, group),
-            max_concurrent_trials=max_concurrent,
             num_samples=1,
             reuse_actors=False,  # whatever a user's trainable leaves behind ends with its process
         ),
@@ -77,7 +81,7 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
             name=f"{driver.claim.key[:16]}-{group.name.replace('/', '-').replace('@', '-')}-{int(time.time())}",
             storage_path=driver.layout.storage.uri("tune"),
             verbose=0,
-            callbacks=[_Told(conductor)],
+            callbacks=[_Told(conductor), Unheard()],
             stop=_Stop(conductor),
             checkpoint_config=_checkpoints(group),
         ),
@@ -103,6 +107,7 @@ class _Conductor:
         self._tune_trials: dict[str, Any] = {}
         self._cells: dict[str, str] = {}
         self._goes_on_from: dict[str, int] = {}
+        self._made: dict[str, float] = {}
 
     def add(self, tune_trial: Any) -> None:
         """Ray Tune has made a trial of one of ours; what an earlier launch saved of it is given to it."""
@@ -155,7 +160,11 @@ class _Conductor:
             rung=0,
             cells=[cell],
             device_kind="tune",
-            layout={"scheduler": self.group.scheduler, "goes_on_from": self._goes_on_from.get(cell, 0)},
+            layout={
+                "scheduler": self.group.scheduler,
+                "goes_on_from": self._goes_on_from.get(cell, 0),
+                **noted(os.environ, self.driver.experiment.resources),
+            },
         )
         self.running[cell] = attempt, time.time()
         self._tell(cell, TrialState(state="running"))
@@ -190,12 +199,32 @@ class _Conductor:
         for tune_trial in tune_trials:
             cell = self.cell_of(tune_trial)
             if cell not in self.running:
+                if cell not in self._ended:
+                    self._look_at_start(tune_trial, limit)
                 continue
             if limit is not None and time.time() - self.running[cell][1] > limit:
                 self._wrong.setdefault(cell, f"it took longer than budget.trial_s allows ({limit:g} s)")
             elif not self.driver.machine.is_withdrawn(cell):
                 continue
             self.controller.stop_trial(tune_trial)
+
+    def _look_at_start(self, tune_trial: Any, limit: float | None) -> None:
+        """Ends a trial that a person stopped before it began, and one that never comes to its begin."""
+        cell = self.cell_of(tune_trial)
+        if self.driver.machine.is_withdrawn(cell):
+            self.controller.stop_trial(tune_trial)
+        elif limit is not None and self._since_made_s(tune_trial) > limit + START_S:
+            self.start(tune_trial)
+            why = f"it had not begun {limit + START_S:g} s after its process was started: {START_S:g} s for that and budget.trial_s"
+            self._wrong.setdefault(cell, why)
+            self.controller.stop_trial(tune_trial)
+
+    def _since_made_s(self, tune_trial: Any) -> float:
+        """Seconds since the cluster had room for the trial's process; Ray 2.60 tells this to nobody."""
+        actor = self.controller._trial_to_actor.get(tune_trial)
+        if actor is None or not self.controller._actor_manager.is_actor_started(actor):
+            return 0.0
+        return time.time() - self._made.setdefault(self.cell_of(tune_trial), time.time())
 
     def end(self, tune_trial: Any, error: str | None = None) -> None:
         """A trial has ended: its curve to storage, then its completion to the journal, then how it stands."""
@@ -307,6 +336,7 @@ class _Told(Led, Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial raised, or its process died."""
         del iteration, trials, info
+        self._conductor.start(trial)  # one whose set-up raises was never said to have started
         self._conductor.end(trial, error=_why(trial))
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
@@ -333,6 +363,28 @@ class _Stop(Led, Stopper):
     def stop_all(self) -> bool:
         """True once the whole sweep is to stop."""
         return bool(self._conductor.driver.stopping)
+
+
+class _Unpaused(Led, BasicVariantGenerator):
+    """Hands out the trials one by one, and none while the sweep is paused."""
+
+    def __init__(self, conductor: _Conductor, max_concurrent: int) -> None:
+        super().__init__(max_concurrent=max_concurrent)
+        self._conductor: Any = conductor
+
+    def next_trial(self) -> Any:
+        """The next trial; None for "not now"."""
+        driver = self._conductor.driver
+        if driver.paused and not self._conductor.running:
+            driver.tick()  # with nothing running Ray Tune only asks, and its loop does not turn
+        if driver.stopping:
+            self.set_finished()  # type: ignore[no-untyped-call]
+        return None if driver.paused else super().next_trial()  # type: ignore[no-untyped-call]
+
+    def get_state(self) -> dict[str, Any]:
+        """Without the live conductor."""
+        state: dict[str, Any] = super().get_state()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name != "_conductor"}
 
 
 class _Guarded(Led):
@@ -402,12 +454,15 @@ def _scheduler(conductor: _Conductor, experiment: Experiment, group: Group) -> A
 
 
 def _checkpoints(group: Group) -> tune.CheckpointConfig:
-    """Of a class that can save itself, a checkpoint after each report; a function says itself when there is one."""
+    """Of a class that can save itself, a checkpoint after each report; a function says itself when there is one.
+
+    Of a class that cannot, none: Ray Tune would ask for one at its end, and its trial would fail.
+    """
     if group.scheduler in UNSAVED:  # PBT saves what it copies
-        return tune.CheckpointConfig()
+        return tune.CheckpointConfig(checkpoint_at_end=False)
     found = builder(group.model.removeprefix(TUNE_TRAINABLE)) if group.model.startswith(TUNE_TRAINABLE) else None
     saves = inspect.isclass(found) and getattr(found, "save_checkpoint", None) is not tune.Trainable.save_checkpoint
-    return tune.CheckpointConfig(num_to_keep=KEPT, checkpoint_frequency=1 if saves else 0)
+    return tune.CheckpointConfig(num_to_keep=KEPT, checkpoint_frequency=1 if saves else 0, checkpoint_at_end=saves)
 
 
 def _mutations(variant: Variant) -> dict[str, Any]:
@@ -539,11 +594,13 @@ def _never() -> None:
 
 
 def _why(tune_trial: Any) -> str:
-    """The last line of what Ray Tune says of an error."""
-    error = tune_trial.get_error()
-    told = str(error or "its process died before it could say why")
-    lines = [line for line in told.strip().splitlines() if line.strip()]
-    return storable(lines[-1].strip()[:2000]) if lines else type(error).__name__
+    """The last line of what Ray Tune wrote of an error, here: it reaches the storage later."""
+    try:
+        told = Path(tune_trial.error_file).read_text(errors="backslashreplace")
+    except (OSError, TypeError):
+        told = ""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    return storable(lines[-1][:2000]) if lines else "its process died before it could say why"
 
 
 def _last_of_each_epoch(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

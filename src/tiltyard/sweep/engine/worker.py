@@ -22,13 +22,15 @@ from ray import tune
 
 from tiltyard.data.stream import open_feed
 from tiltyard.errors import ModelError, SpecError, TrainingError
+from tiltyard.experiment import Resources
 from tiltyard.journal import Attempt, AttemptRow, CellScore, Claim, Journal
+from tiltyard.money.prices import noted
 from tiltyard.sweep.engine import memory
 from tiltyard.sweep.engine.assignment import Assignment
 from tiltyard.sweep.engine.execute import Keep, Outcome, batch_size_of, execute
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.packing import is_queued
-from tiltyard.sweep.engine.saving import Saving, saved_by
+from tiltyard.sweep.engine.saving import GoOn, Saving, saved_by
 from tiltyard.telemetry import logs
 from tiltyard.telemetry.instruments import counter
 from tiltyard.telemetry.traces import PARENT_ENV, adopt, span
@@ -136,6 +138,7 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
             "goes_on_from": saved,
             **({"first": left.cells[0]} if queued and left.seats else {}),
             "pid": os.getpid(),
+            **noted(os.environ, Resources(cpus=post.cpus, gpus=post.gpus)),
             "unpaid_since": _METER.unpaid_since(post),  # whoever must charge for this process, should it die
         },
     )
@@ -220,6 +223,7 @@ def _train(
             device=post.device,
             on_epoch=report,
             withdrawn=stopped,
+            go_on=GoOn(_journal(post.journal_uri), post.claim, saving),
             trial_s=post.trial_s,
             chunk=chunk,
             keep=keep,
