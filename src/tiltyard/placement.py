@@ -18,6 +18,8 @@ from tiltyard.errors import SpecError
 from tiltyard.experiment import Resources
 
 GROUPS_ENV = "TILTYARD_CLUSTER_GROUPS"
+GROUP_ENV = "TILTYARD_WORKER_GROUP"
+"""Which of them a worker's pod is of."""
 GPU_NODE_CPU = "gpu_node_cpu"
 """Ray resource: CPUs of nodes with GPUs. KubeRay takes every name that ends in ``gpu`` for GPUs."""
 GPU_NODE_LABEL = "tiltyard.dev/gpu-node"
@@ -27,12 +29,17 @@ AWAY_FROM_GPU_NODES: dict[str, str] = {GPU_NODE_LABEL: "!true"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeGroup:
-    """Workers of one kind: at most ``most`` of them, each with these Ray resources and this much object store."""
+    """Workers of one kind: at most ``most`` of them, each with these Ray resources and this much object store.
+
+    ``hourly`` is what an hour of one costs in ``currency``; None where the description does not say.
+    """
 
     name: str
     most: int
     offers: Mapping[str, float]
     store_bytes: int
+    hourly: float | None = None
+    currency: str = ""
 
 
 def node_offers(*, cpus: float, gpus: float) -> dict[str, float]:
@@ -88,7 +95,16 @@ def store_sizes(alive: Sequence[Mapping[str, float]], groups: Sequence[NodeGroup
 def to_env(groups: Sequence[NodeGroup]) -> str:
     """Groups as the value of `GROUPS_ENV`."""
     return json.dumps(
-        [{"name": g.name, "most": g.most, "offers": dict(g.offers), "store_bytes": g.store_bytes} for g in groups]
+        [
+            {
+                "name": g.name,
+                "most": g.most,
+                "offers": dict(g.offers),
+                "store_bytes": g.store_bytes,
+                **({} if g.hourly is None else {"hourly": g.hourly, "currency": g.currency}),
+            }
+            for g in groups
+        ]
     )
 
 
@@ -108,6 +124,8 @@ def groups_of(environ: Mapping[str, str]) -> list[NodeGroup]:
                 most=int(g["most"]),
                 offers={str(k): float(v) for k, v in g["offers"].items()},
                 store_bytes=int(g["store_bytes"]),
+                hourly=float(g["hourly"]) if "hourly" in g else None,
+                currency=str(g.get("currency", "")),
             )
             for g in json.loads(text)
         ]

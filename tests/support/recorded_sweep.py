@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ def record(
     name: str = "recorded",
     seed: int = 0,
     finished: bool = True,
+    layout_of: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Recorded:
-    """Writes a sweep's journal, curves and leaderboard."""
+    """Writes a sweep's journal, curves and leaderboard; ``layout_of`` says by variant what attempts note."""
     settings = Settings.from_env({"TILTYARD_HOME": str(home)})
     settings.ensure_home()
     spec = experiment(name, trials, datasets)
@@ -90,18 +92,18 @@ def record(
         scores: dict[tuple[str, int], CellScore] = {}
         for group in dict.fromkeys(row.group for row in rows):
             live = [row for row in rows if row.group == group]
-            before = 0
+            before, noted = 0, layout_of.get(group.partition("@")[0], {})
             for rung, epoch in enumerate(RUNGS):
                 for part in range(0, len(live), PACK):
                     pack = live[part : part + PACK]
                     pack_id = f"{group}-r{rung}-{part // PACK}"
                     attempt = journal.start_attempt(
-                        claim, pack_id, rung=rung, cells=[r.cell for r in pack], device_kind="cpu", layout={}
+                        claim, pack_id, rung=rung, cells=[r.cell for r in pack], device_kind="cpu", layout=noted
                     )
                     if rung == 0 and part == 0 and group.startswith("mlp"):
                         journal.fail_attempt(attempt, "worker died", 1.5)
                         attempt = journal.start_attempt(
-                            claim, pack_id, rung=rung, cells=[r.cell for r in pack], device_kind="cpu", layout={}
+                            claim, pack_id, rung=rung, cells=[r.cell for r in pack], device_kind="cpu", layout=noted
                         )
                     uri = layout.attempt(pack_id, attempt.number)
                     found = _scores(pack, epoch, uri, pack_id, attempt.number)

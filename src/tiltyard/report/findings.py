@@ -14,6 +14,7 @@ from tiltyard.distributions import Distribution, IntUniform, LogUniform
 from tiltyard.errors import MachineError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import AttemptRow, CellScore, Decision, Journal, Launch, Spend, TrialRow
+from tiltyard.money.prices import Part, parts
 from tiltyard.report.champions import Met, met
 from tiltyard.report.importance import Importance, importances, standings
 from tiltyard.report.saved import FILE, Assumptions, Saved, read, saved
@@ -127,15 +128,24 @@ class Findings:
     champions: tuple[Met, ...] = ()
     """What was crowned, and the evaluations of it since."""
     prices: Assumptions = field(default_factory=Assumptions)
-    """What an hour costs; 0 where nobody said."""
+    """What an hour costs where the cluster's description gives no price; 0 where nobody said."""
+    paid: tuple[Part, ...] = ()
+    """Seconds of its attempts by worker group, and what an hour of a pack costs there."""
     saved: Saved | None = None
     """Against the same trials by hand; None of a launch that has not finished."""
 
     @property
     def second_costs(self) -> float:
-        """What a second of a pack costs that holds what the experiment asks for; 0 where no price is set."""
-        held, prices = self.experiment.resources, self.prices
-        return (held.cpus * prices.hourly_cpu + held.gpus * prices.hourly_gpu) / 3600
+        """What a second of a pack cost, the mean over the groups that it ran on; 0 where no price is known."""
+        seconds = sum(p.seconds for p in self.paid)
+        if seconds:
+            return sum(p.seconds * p.hourly for p in self.paid) / seconds / 3600
+        return assumed_hourly(self.experiment, self.prices) / 3600
+
+    @property
+    def currency(self) -> str:
+        """Of the prices, where the cluster's description says it."""
+        return next((p.currency for p in self.paid if p.currency), "")
 
     @property
     def logarithmic(self) -> Mapping[str, frozenset[str]]:
@@ -187,8 +197,15 @@ def gather(
         details=_details(layout),
         champions=met(journal, decisions),
         prices=prices,
+        paid=parts([(a.layout, a.metered_s) for a in attempts], assumed_hourly(experiment, prices)),
         saved=saved(launch, rows, own, spend, prices, now=at) if launch.state == "finished" else None,
     )
+
+
+def assumed_hourly(experiment: Experiment, prices: Assumptions) -> float:
+    """What an hour of a pack costs that holds what the experiment asks for, at assumed prices; 0 where none is set."""
+    held = experiment.resources
+    return held.cpus * prices.hourly_cpu + held.gpus * prices.hourly_gpu
 
 
 def is_logarithmic(distribution: Distribution) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from tiltyard.experiment import Experiment
 from tiltyard.progress import Work, work
 from tiltyard.report import champions, finalists, plots
-from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, answer, evenly
+from tiltyard.report.findings import CellOfMatrix, CurveLine, Findings, Study, answer, assumed_hourly, evenly
 from tiltyard.report.saved import told
 from tiltyard.report.terminal import clock_time, configuration, score
 from tiltyard.sweep.leaderboard import Row
@@ -321,7 +321,7 @@ def _time(f: Findings) -> dict[str, Any]:
                 "share": round(100 * s / whole, 1),
                 "percent": f"{100 * s / whole:.0f}%",
                 "value": clock_time(s),
-                "cost": _money(s * f.second_costs) if f.second_costs else "",
+                "cost": _money(s * f.second_costs, f.currency) if f.second_costs else "",
             }
             for name, kind, s in bars
         ],
@@ -332,22 +332,19 @@ def _time(f: Findings) -> dict[str, Any]:
     }
 
 
-def _money(value: float) -> str:
-    return f"{value:,.2f}" if value >= 0.005 or value == 0 else f"{value:.2g}"
+def _money(value: float, currency: str = "") -> str:
+    return (f"{value:,.2f}" if value >= 0.005 or value == 0 else f"{value:.2g}") + (f" {currency}" if currency else "")
 
 
 def _cost(f: Findings) -> str:
-    """What it cost at the prices that were set, and of which budget that is."""
-    t, prices, budget = f.time, f.prices, f.experiment.budget
+    """What it cost at the prices that are described or assumed, and of which budget that is."""
+    t, budget = f.time, f.experiment.budget
     if f.second_costs:
         trials = sum(f.states.values()) or 1
         cost = t.held_s * f.second_costs
-        said = (
-            f"That cost {_money(cost)}, {_money(cost / trials)} a trial, at {prices.hourly_cpu:g} a CPU-hour and "
-            f"{prices.hourly_gpu:g} a GPU-hour (roi.toml)."
-        )
+        said = f"That cost {_money(cost, f.currency)}, {_money(cost / trials, f.currency)} a trial, {_prices(f)}."
         if t.reused_s:
-            said += f" Reuse saved {_money(t.reused_s * f.second_costs)}."
+            said += f" Reuse saved {_money(t.reused_s * f.second_costs, f.currency)}."
     else:
         said = "What an hour costs is not known here: set hourly_cpu and hourly_gpu (tiltyard roi --write-assumptions)."
     limits = [
@@ -356,6 +353,24 @@ def _cost(f: Findings) -> str:
         if limit is not None
     ]
     return said + (f" Of its budget were used: {', '.join(limits)}." if limits else "")
+
+
+def _prices(f: Findings) -> str:
+    """Which prices those are: of the worker groups that it ran on, and what is assumed where those have none."""
+    assumed = f"at {f.prices.hourly_cpu:g} a CPU-hour and {f.prices.hourly_gpu:g} a GPU-hour (roi.toml)"
+    described = [p for p in f.paid if p.group]
+    if not described:
+        return assumed
+    seconds = sum(p.seconds for p in f.paid) or 1.0
+    groups = ", ".join(
+        f"{_money(p.hourly, p.currency)} an hour of a pack on {p.group} ({p.seconds / seconds:.0%} of the time)"
+        for p in described
+    )
+    said = f"at its share of the workers' prices in the cluster's description: {groups}"
+    if (left := sum(p.seconds for p in f.paid if not p.group)) == 0:
+        return said
+    rest = assumed if assumed_hourly(f.experiment, f.prices) else "counted as nothing"
+    return f"{said}; workers without a price there ({left / seconds:.0%} of the time) {rest}"
 
 
 def _pinned(f: Findings) -> Experiment:

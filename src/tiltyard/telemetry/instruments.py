@@ -139,6 +139,12 @@ CONTROL_PLANE = (
         "CPU- and GPU-seconds that were metered so far for each trial that has ended.",
     ),
     _gauge(
+        "tiltyard_sweep_cost",
+        "of the currency",
+        (*_SWEEP, "currency"),
+        "What its attempts cost at the prices that the cluster's description gives the worker groups that they ran on.",
+    ),
+    _gauge(
         "tiltyard_sweep_retries", "attempts", _SWEEP, "Tries at packs that were not their first, over all launches."
     ),
     _gauge(

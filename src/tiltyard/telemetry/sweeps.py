@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from tiltyard.experiment import Experiment
 from tiltyard.journal import AttemptRow, Journal, Spend
+from tiltyard.money.prices import of_layout
 from tiltyard.settings import Settings
 from tiltyard.telemetry.instruments import gauge
 
@@ -131,6 +132,12 @@ def of_record(
         ("tiltyard_sweep_rung_decisions", {**sweep, "outcome": "stopped"}, float(stopped)),
     ]
     found += [("tiltyard_sweep_failures", {**sweep, "reason": r}, float(n)) for r, n in reasons.items()]
+    costs: dict[str, float] = {}
+    for attempt in attempts:
+        if (rate := of_layout(attempt.layout)) is not None:
+            taken_s = attempt.metered_s or (attempt.ended or now) - attempt.started
+            costs[rate.currency] = costs.get(rate.currency, 0.0) + taken_s * rate.hourly / 3600
+    found += [("tiltyard_sweep_cost", {**sweep, "currency": c}, cost) for c, cost in costs.items()]
     if ended_trials:
         found += [
             ("tiltyard_sweep_trial_cost_seconds", {**sweep, "resource": r}, held_s / ended_trials)

@@ -164,6 +164,26 @@ def test_findings_of_a_sweep_hold_what_the_journal_and_the_curves_say(recorded: 
         assert sum(cells[dataset].trials for cells in f.matrix.values()) == len(table)
 
 
+def test_cost_is_at_the_price_of_the_worker_group_that_packs_ran_on_and_the_report_says_so(tmp_path: Path) -> None:
+    on_gpus = {"rate": {"group": "a10", "hourly": 3.6, "currency": "EUR"}}
+    made = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"], layout_of={"mlp": on_gpus})
+    with Journal.open(made.settings.journal_uri) as journal:
+        launch = journal.launches()[0]
+        attempts = journal.attempts(launch.key)
+        f = gather(made.settings, journal, launch, made.board)
+    priced_s = sum(a.metered_s for a in attempts if a.pack_id.startswith("mlp"))
+    every_s = sum(a.metered_s for a in attempts)
+    assert 0 < priced_s < every_s
+    assert f.second_costs * every_s == pytest.approx(priced_s * 3.6 / 3600)
+    text = render(f)
+    assert f"3.60 EUR an hour of a pack on a10 ({priced_s / every_s:.0%} of the time)" in text
+    assert f"workers without a price there ({1 - priced_s / every_s:.0%} of the time) counted as nothing" in text
+    (made.settings.home / "roi.toml").write_text("hourly_cpu = 7.2\n")
+    with Journal.open(made.settings.journal_uri) as journal:
+        f = gather(made.settings, journal, launch, made.board)
+    assert f.second_costs * every_s == pytest.approx((priced_s * 3.6 + (every_s - priced_s) * 7.2) / 3600)
+
+
 def test_report_of_scores_that_an_earlier_experiment_left_counts_them_as_reused(
     tmp_path: Path, recorded: recorded_sweep.Recorded
 ) -> None:

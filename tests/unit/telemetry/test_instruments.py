@@ -36,6 +36,7 @@ FEW = {
     "bound",
     "since",
     "version",
+    "currency",
     "registered",
     "run",
     "ray_job",

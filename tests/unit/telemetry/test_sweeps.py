@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from dataclasses import dataclass, field
@@ -57,8 +58,10 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     recorded = recorded_sweep.record(tmp_path, trials=24)
     wanted = experiment(budget=Budget(team="vision"))
     with Journal.open(recorded.settings.journal_uri) as journal:
+        rate = {"rate": {"group": "cpu", "hourly": 0.5, "currency": "EUR"}}
+        attempts = [dataclasses.replace(a, layout=rate) for a in journal.attempts(recorded.key)]
         record = of_record(
-            journal.attempts(recorded.key),
+            attempts,
             journal.spend(recorded.key),
             wanted,
             now=time.time(),
@@ -83,6 +86,9 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     assert only(readings, "tiltyard_sweep_rung_decisions") == {"went_on": 4, "stopped": 8}
     assert only(readings, "tiltyard_sweep_failures")["out_of_memory"] == 1
     assert only(readings, "tiltyard_sweep_attempts")["failed"] == 2
+    assert only(readings, "tiltyard_sweep_cost") == {
+        "EUR": pytest.approx(sum(a.metered_s for a in attempts) * 0.5 / 3600)
+    }
 
 
 def test_exporting_reads_reasons_restarts_and_rungs_from_the_journal(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tiltyard.kuberay.manifests.objects import labels_of, secret_env, without_empty
 from tiltyard.kuberay.spec import ClusterSpec, Image, Pod
-from tiltyard.placement import GROUPS_ENV, NodeGroup, to_env
+from tiltyard.placement import GROUP_ENV, GROUPS_ENV, NodeGroup, to_env
 
 HOME = "/home/ray/tiltyard"
 USER, GROUP = 1000, 100
@@ -81,6 +81,7 @@ def ray_pod(
     is_head: bool,
     component: str,
     spot: bool = False,
+    group: str = "",
     groups: Sequence[NodeGroup] = (),
     files: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def ray_pod(
         component: What its cluster is for: ``ray``, ``serving`` or the kind of a job. KubeRay adds the cluster's name and
             the node's type, and not the name of a RayService or RayJob above it.
         spot: Whether its node may be taken away.
+        group: Which of ``groups`` it is of; empty of the head.
         groups: The workers that its cluster may have; a driver that starts before any of them must know.
         files: Secrets that are mounted: (Secret, folder, name of the volume).
     """
@@ -125,7 +127,11 @@ def ray_pod(
             "image": image.name,
             "imagePullPolicy": image.pull_policy,
             "ports": [{"name": n, "containerPort": p} for n, p in ports.items()],
-            "env": [*store_env(spec), {"name": GROUPS_ENV, "value": to_env(groups)}],
+            "env": [
+                *store_env(spec),
+                {"name": GROUPS_ENV, "value": to_env(groups)},
+                *([{"name": GROUP_ENV, "value": group}] if group else []),
+            ],
             "envFrom": object_store_env_from(spec),
             "resources": {"requests": resources, "limits": resources},
             "securityContext": container_security(),

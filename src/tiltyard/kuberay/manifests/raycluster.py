@@ -49,7 +49,7 @@ def cluster_body(
         fixed: Number of workers of each group where it does not scale (Kueue admits a cluster as a whole).
         files: Secrets mounted in every pod.
     """
-    coming = [node_group(g, g.max_replicas if fixed is None else fixed[g.name]) for g in groups]
+    coming = [node_group(g, g.max_replicas if fixed is None else fixed[g.name], spec.currency) for g in groups]
     body: dict[str, Any] = {
         "rayVersion": spec.ray_version,
         "enableInTreeAutoscaling": fixed is None,
@@ -84,14 +84,16 @@ def cluster_body(
     return body
 
 
-def node_group(group: WorkerGroup, most: int) -> NodeGroup:
-    """What a sweep's driver is told of a group: its bound, and what each worker offers."""
-    pod = group.pod
+def node_group(group: WorkerGroup, most: int, currency: str) -> NodeGroup:
+    """What a sweep's driver is told of a group: its bound, what each worker offers, and what an hour of it costs."""
+    pod, price = group.pod, group.price_per_hour
     return NodeGroup(
         name=group.name,
         most=most,
         offers=node_offers(cpus=int(amount(pod.cpu)), gpus=pod.gpus),
         store_bytes=store_bytes(pod),
+        hourly=None if price is None else float(price),
+        currency="" if price is None else currency,
     )
 
 
@@ -127,6 +129,7 @@ def _group(
             is_head=False,
             component=component,
             spot=group.spot,
+            group=group.name,
             groups=coming,
             files=files,
         ),

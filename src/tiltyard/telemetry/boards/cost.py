@@ -43,6 +43,16 @@ BOARD = Board(
                     ),
                 ),
                 panel(
+                    "Money",
+                    "none",
+                    "What attempts cost at the prices of the worker groups that they ran on, a pack's share of a worker; empty "
+                    "where the cluster's description gives none.",
+                    (
+                        f"sum by (experiment, currency) (ray_tiltyard_sweep_cost{{{EXPERIMENT}}})",
+                        "{{experiment}} {{currency}}",
+                    ),
+                ),
+                panel(
                     "Cost of a trial",
                     "s",
                     "Device-seconds that were metered for each trial that has ended.",
