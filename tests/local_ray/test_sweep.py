@@ -130,6 +130,18 @@ def test_sweep_with_a_diverging_trial_fails_it_with_the_reason_and_goes_on(swept
     assert all(r.reason is None for r in swept.results if r.state == "done")
 
 
+def test_log_line_about_a_member_of_a_pack_bears_its_trial_id_beside_the_packs(swept: Outcome) -> None:
+    import ray._private.worker
+
+    cell = next(r.cell for r in swept.results if r.name == DIVERGES)
+    node: Any = ray._private.worker.global_worker.node
+    written = "".join(path.read_text() for path in Path(node.get_logs_dir_path()).glob("worker-*.err"))
+    (line,) = {row for row in written.splitlines() if f"trial={cell[:12]}" in row}
+    assert "The trial failed: diverged" in line
+    assert f"experiment={experiment().name}" in line
+    assert "pack=mlp@rings/r0/" in line
+
+
 def test_sweep_started_again_answers_from_the_record_and_starts_nothing(
     swept: Outcome, settings: Settings, journal: Journal
 ) -> None:

@@ -39,6 +39,9 @@ LOOK_EVERY_S = 2.0
 """The journal is asked at most this often whether a person has stopped trials."""
 REPORT_EVERY_S = 1.0
 """Epochs are reported to Ray Tune at most this often: a report costs its driver milliseconds, and packs are many."""
+MOST_TOLD = 20
+"""Failed members of a pack that have a log line each."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class Post:
         sizes: What `tiltyard.training.calibrate` found for this kind of device; None takes what is shipped.
         trace: `tiltyard.telemetry.traces.environment` of the sweep; empty where traces are off.
         experiment: Its name, for log lines.
+        job: The Ray job that it runs in, if any, for log lines.
         personal: Columns whose values log lines do not show.
     """
 
@@ -77,6 +81,7 @@ class Post:
     sizes: Mapping[str, Any] | None = None
     trace: Mapping[str, str] = field(default_factory=dict)
     experiment: str = ""
+    job: str = ""
     personal: tuple[str, ...] = ()
 
 
@@ -98,7 +103,7 @@ def train_pack(config: dict[str, Any], post: Post) -> None:
     logs.personal(post.personal)
     adopt(post.trace)
     about = {"experiment": post.experiment, "pack": config["pack"]}
-    with logs.bound(**about), span("pack", parent=post.trace.get(PARENT_ENV, ""), **about):
+    with logs.bound(**about, job=post.job), span("pack", parent=post.trace.get(PARENT_ENV, ""), **about):
         _train_assigned(config, post)
 
 
@@ -177,8 +182,19 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
         storage_uri=uri,
     )
     _METER.charge(journal, post)
+    _tell_failed(outcome)
     _count(assignment, outcome, time.monotonic() - started)
     tune.report({"epoch": assignment.to_epoch, "wait_s": outcome.data_wait_s})
+
+
+def _tell_failed(outcome: Outcome) -> None:
+    """A line for each member that failed, with its id; of very many the first `MOST_TOLD`, the rest as a number."""
+    failed = list(outcome.failed.items())
+    for cell, reason in failed[:MOST_TOLD]:
+        with logs.bound(trial=cell[:12]):
+            _LOG.warning("The trial failed: %s", reason)
+    if (more := len(failed) - MOST_TOLD) > 0:
+        _LOG.warning("%d more trials of the pack failed: tiltyard leaderboard --all", more)
 
 
 def died_twice(tried: Sequence[AttemptRow], left: Sequence[str]) -> str | None:
