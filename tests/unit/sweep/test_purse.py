@@ -98,10 +98,10 @@ def test_purse_with_less_than_a_first_reserve_starts_with_what_there_is(journal:
     bench = Bench(journal, experiment(cpu_hours=9 / 3600))  # 4.5 s of two CPUs
     assert bench.start(pack(0))
     assert not bench.start(pack(1))
-    for now in (0.9, 1.9):  # 3 s at first, and one more
+    for now in (1.0, 2.0, 3.1):  # 3 s at first, and one more
         bench.clock.now = now
         assert bench.purse.tick() is None
-    bench.clock.now = 2.0  # the other half is for its end
+    bench.clock.now = 3.3  # a fifth is for its end
     reason = bench.purse.tick()
     assert reason is not None
     assert "this experiment has 1.0 CPU-s free; 2.0 are asked for" in reason

@@ -23,6 +23,7 @@ from tiltyard.sweep.engine.driver import SweepDriver
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
 from tiltyard.sweep.engine.rows import trial_row
+from tiltyard.sweep.engine.stock_trainables import TRIAL
 from tiltyard.sweep.growth import Growth
 from tiltyard.sweep.halving import Machine
 from tiltyard.sweep.plan import DatasetFacts, plan
@@ -96,7 +97,7 @@ class Sweep:
         self.cells = [t.cell for t in group.trials]
         self.conductor = stock._Conductor(self.driver, group, {t.cell: t for t in group.trials})
         self.tune_trials = [
-            SimpleNamespace(trial_id=str(i), config={**t.config, stock.TRIAL: t.cell})
+            SimpleNamespace(trial_id=str(i), config={**t.config, TRIAL: t.cell})
             for i, t in enumerate(group.trials)
         ]
         self.conductor.controller = SimpleNamespace(

@@ -26,7 +26,7 @@ MARGIN_S = 2.0
 """Before what was reserved is used up, more is asked for."""
 ENDING_S = 4.0
 """Kept of what was reserved, for a pack's end is paid for too: on two busy cores it took 3.6 s until its process was gone. At
-most half of what was reserved."""
+most a fifth of what was reserved, for a start takes seconds too."""
 ASK_AGAIN_S = 1.0
 """A team that refused is asked again after this long: other sweeps may have settled meanwhile."""
 _LESS = (10.0, 3.0, 1.0)
@@ -107,7 +107,7 @@ class Purse:
         now = self._clock()
         for pack_id, pack in self._running.items():
             used = now - pack.since
-            if used < pack.seconds - max(MARGIN_S, min(ENDING_S, pack.seconds / 2)):
+            if used < pack.seconds - max(MARGIN_S, min(ENDING_S, pack.seconds / 5)):
                 continue
             for seconds in (FIRST_S, *_LESS):
                 try:
@@ -116,7 +116,7 @@ class Purse:
                 except BudgetExceededError as error:
                     refused = str(error)
             else:
-                if used >= pack.seconds - min(ENDING_S, pack.seconds / 2):
+                if used >= pack.seconds - min(ENDING_S, pack.seconds / 5):
                     return refused
         return None
 

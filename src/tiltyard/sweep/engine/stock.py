@@ -16,43 +16,34 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
 from ray.tune import Callback, Stopper
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining
 from ray.tune.search import BasicVariantGenerator
 
-from tiltyard.data.stream import open_feed
-from tiltyard.distributions import Choice
-from tiltyard.experiment import Experiment, Halving, Hyperband, Variant
 from tiltyard.journal import Attempt, CellScore, storable
 from tiltyard.models import builder
 from tiltyard.money.prices import noted
 from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.driver import SweepDriver, quiet
 from tiltyard.sweep.engine.execute import CURVES
-from tiltyard.sweep.engine.own import Child, number, wrong_report
-from tiltyard.sweep.engine.own_child import Data
+from tiltyard.sweep.engine.own import number, wrong_report
 from tiltyard.sweep.engine.searcher import Led, Unheard
 from tiltyard.sweep.engine.stock_checkpoints import KEPT, UNSAVED, Saved, give, note, pack_id_of, saved_of
+from tiltyard.sweep.engine.stock_schedulers import scheduler_of
+from tiltyard.sweep.engine.stock_trainables import TRIAL, param_space, trainable_of
 from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.halving import StartPack, TrialState
 from tiltyard.sweep.plan import Group, Trial
-from tiltyard.sweep.space import value_at
-from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE, Mode
+from tiltyard.types import TUNE_TRAINABLE
 
-TRIAL = "tiltyard_trial"
-"""Key of a trainable's configuration under which its trial's cell stands."""
 START_S = 60.0
 """A trial's process has so long to start, beside the time that the trial has; more than any start took on two busy cores."""
 
@@ -69,11 +60,11 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
     conductor = _Conductor(driver, group, trials)
     quiet()
     tuner = tune.Tuner(
-        tune.with_resources(_trainable(group, experiment, post), asked(resources, groups_of(os.environ))),
-        param_space=_param_space(list(trials.values())),
+        tune.with_resources(trainable_of(group, experiment, post), asked(resources, groups_of(os.environ))),
+        param_space=param_space(list(trials.values())),
         tune_config=tune.TuneConfig(
             search_alg=_Unpaused(conductor, max_concurrent),
-            scheduler=_scheduler(conductor, experiment, group),
+            scheduler=scheduler_of(conductor, experiment, group),
             num_samples=1,
             reuse_actors=False,  # whatever a user's trainable leaves behind ends with its process
         ),
@@ -387,72 +378,6 @@ class _Unpaused(Led, BasicVariantGenerator):
         return {name: value for name, value in state.items() if name != "_conductor"}
 
 
-class _Guarded(Led):
-    """A stock scheduler that is never shown what is no report, and whose stops are noted."""
-
-    _conductor: Any
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Notes the controller, for ending trials that hear nothing, and whose trial it is."""
-        self._conductor.controller = tune_controller
-        self._conductor.add(trial)
-        super().on_trial_add(tune_controller, trial)  # type: ignore[misc]
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """The scheduler's word."""
-        said: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
-        if said == FIFOScheduler.STOP:
-            self._conductor.scheduler_said_stop(trial)
-        return said
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Told only where there is something to tell."""
-        if result and not self._conductor.is_wrong(trial):
-            super().on_trial_complete(tune_controller, trial, result)  # type: ignore[misc]
-
-
-class _Asha(_Guarded, ASHAScheduler):
-    """ASHA, guarded."""
-
-
-class _Pbt(_Guarded, PopulationBasedTraining):
-    """PBT, guarded."""
-
-
-class _Fifo(_Guarded, FIFOScheduler):
-    """No scheduler, guarded."""
-
-
-def _scheduler(conductor: _Conductor, experiment: Experiment, group: Group) -> Any:
-    metric, mode = experiment.objective.metric, "max" if experiment.objective.direction is Mode.MAX else "min"
-    halving = experiment.search.halving
-    grace = halving.rungs[0] if isinstance(halving, Halving) else 1
-    eta = halving.eta if isinstance(halving, Hyperband) else max(2, round(1 / halving.keep)) if halving else 3
-    made: Any
-    if group.scheduler == "asha":
-        made = _Asha(
-            metric=metric,
-            mode=mode,
-            max_t=group.rungs[-1],
-            grace_period=min(grace, group.rungs[-1]),
-            reduction_factor=eta,
-            stop_last_trials=False,
-        )
-    elif group.scheduler == "pbt":
-        variant = next(v for v in experiment.variants if v.name == group.variant)
-        made = _Pbt(
-            time_attr="training_iteration",
-            metric=metric,
-            mode=mode,
-            perturbation_interval=grace,
-            hyperparam_mutations=_mutations(variant),
-        )
-    else:
-        made = _Fifo()  # type: ignore[no-untyped-call]
-    made._conductor = conductor
-    return made
-
-
 def _checkpoints(group: Group) -> tune.CheckpointConfig:
     """Of a class that can save itself, a checkpoint after each report; a function says itself when there is one.
 
@@ -463,134 +388,6 @@ def _checkpoints(group: Group) -> tune.CheckpointConfig:
     found = builder(group.model.removeprefix(TUNE_TRAINABLE)) if group.model.startswith(TUNE_TRAINABLE) else None
     saves = inspect.isclass(found) and getattr(found, "save_checkpoint", None) is not tune.Trainable.save_checkpoint
     return tune.CheckpointConfig(num_to_keep=KEPT, checkpoint_frequency=1 if saves else 0, checkpoint_at_end=saves)
-
-
-def _mutations(variant: Variant) -> dict[str, Any]:
-    """How PBT draws a parameter anew: as the space does."""
-    found: dict[str, Any] = {}
-    for name, dist in variant.space.items():
-        if dist.only_if:  # where it is left out there is nothing to change
-            continue
-        if isinstance(dist, Choice):
-            found[name] = list(dist.values)
-        else:
-            found[name] = _Draw(dist)
-    return found
-
-
-class _Draw:
-    """A distribution as a function without arguments, as PBT wants it."""
-
-    def __init__(self, dist: Any) -> None:
-        self._dist = dist
-
-    def __call__(self) -> Any:
-        return value_at(self._dist, float(np.random.random()))
-
-
-def _param_space(trials: list[Trial]) -> dict[str, Any]:
-    """Each trial once, with its own configuration."""
-    configs = {t.cell: {**t.config, "seed": t.seed, "data_seed": t.data_seed} for t in trials}
-    names = sorted({name for config in configs.values() for name in config})
-    space: dict[str, Any] = {TRIAL: tune.grid_search(list(configs))}
-    for name in names:
-        space[name] = tune.sample_from(_Of(configs, name))
-    return space
-
-
-class _Of:
-    """One parameter of the trial that is being made; None where a condition leaves it out."""
-
-    def __init__(self, configs: Mapping[str, Mapping[str, Any]], name: str) -> None:
-        self._values = {cell: config.get(name) for cell, config in configs.items()}
-
-    def __call__(self, spec: Any) -> Any:
-        return self._values[spec.config[TRIAL]]
-
-
-def _trainable(group: Group, experiment: Experiment, post: Post) -> Any:
-    data, paths = _data(group, experiment, post), post.import_paths
-    if group.model.startswith(OWN_TRAINING):
-        function, metrics = group.model.removeprefix(OWN_TRAINING), experiment.objective.metrics
-        return tune.with_parameters(_own, data=data, function=function, metrics=metrics, import_paths=paths)
-    model = group.model.removeprefix(TUNE_TRAINABLE)
-    guest = _Guest if inspect.isclass(builder(model)) else _guest
-    return tune.with_parameters(guest, data=data, model=model, import_paths=paths)
-
-
-def _guest(config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...]) -> None:
-    """A user's function trainable, found where the driver finds it."""
-    _find_also(import_paths)
-    found: Any = builder(model)
-    found(config, **({"data": data} if "data" in inspect.signature(found).parameters else {}))
-
-
-class _Guest(tune.Trainable):
-    """A user's class trainable, found where the driver finds it: becomes it when it is set up."""
-
-    def setup(self, config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...]) -> None:  # type: ignore[override]
-        """Becomes the user's class, and sets that up."""
-        _find_also(import_paths)
-        found: Any = builder(model)
-        self.__class__ = found
-        found.setup(self, config, **({"data": data} if "data" in inspect.signature(found.setup).parameters else {}))
-
-
-def _find_also(import_paths: tuple[str, ...]) -> None:
-    sys.path += [path for path in import_paths if path not in sys.path]
-
-
-def _data(group: Group, experiment: Experiment, post: Post) -> Data:
-    """The splits as arrays; Ray keeps them once a node."""
-    arrays: dict[str, Any] = {}
-    first = group.trials[0]
-    for split in ("train", "validation"):
-        feed = open_feed(
-            post.splits[group.dataset], split=split, batch_size=64, data_seed=first.data_seed, device="cpu"
-        )
-        x, y = feed.all()
-        arrays |= {f"x_{split}": x.numpy(), f"y_{split}": y.numpy()}
-    return Data(
-        **arrays,
-        task=str(first.task),
-        num_outputs=first.num_outputs,
-        epochs=experiment.search.max_epochs,
-        seed=first.seed,
-    )
-
-
-def _own(
-    config: dict[str, Any], data: Data, function: str, metrics: tuple[str, ...], import_paths: tuple[str, ...]
-) -> None:
-    """Training of a user's own as a Ray Tune trainable: in a process of its own, each report passed on."""
-    _find_also(import_paths)
-    given = {k: v for k, v in config.items() if k not in {TRIAL, "seed", "data_seed"} and v is not None}
-    asked = {
-        "train": function,
-        "config": given,
-        "seed": config["seed"],
-        "epochs": data.epochs,
-        "task": data.task,
-        "num_outputs": data.num_outputs,
-    }
-
-    def on_report(epoch: Any, scores: dict[str, Any]) -> str | None:
-        wrong = wrong_report(epoch, scores, metrics)
-        if wrong is None:
-            tune.report({name: float(value) for name, value in scores.items()})
-        return wrong
-
-    with tempfile.TemporaryDirectory(prefix="tiltyard-") as name:
-        for what in ("x_train", "y_train", "x_validation", "y_validation"):
-            np.save(Path(name) / f"{what}.npy", getattr(data, what))
-        with Child(Path(name)) as child:
-            failed = child.train(asked, on_report, _never)
-    if failed is not None:
-        raise RuntimeError(failed)
-
-
-def _never() -> None:
-    return None
 
 
 def _why(tune_trial: Any) -> str:
