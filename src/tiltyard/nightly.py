@@ -62,7 +62,8 @@ class Night:
         name: Its name.
         model: The registered model.
         dataset: Whose newest version is looked at.
-        job: Path of the job file whose winner becomes candidate; empty where nothing is trained.
+        job: Path of the job file whose winner becomes candidate; empty where nothing is trained. Of several datasets only the
+            model's is swept.
         cpu_hours: The most that a night's sweep may use.
         metric: What models are chosen by; None for the metric that the champion was registered with.
         rows: As in `Evaluation`; ``test`` rows are the ones that neither model has trained on.
@@ -125,14 +126,14 @@ class Engines:
 
     Args:
         evaluate: Evaluates what has not been evaluated; the default is Ray.
-        train: Runs a sweep whose winner becomes candidate, under a name that makes it the same sweep when it is begun again;
-            says what it began with.
+        train: Runs a sweep whose winner becomes candidate of a model, under a name that makes it the same sweep when it is
+            begun again; says what it began with.
         newest: Number of a dataset's newest version.
         checks: What the checks of a version said when it was committed, in a sentence.
     """
 
     evaluate: Callable[[Settings, Evaluation], list[Done]]
-    train: Callable[[Settings, Retrain, str], WarmStart | None]
+    train: Callable[[Settings, Retrain, str, str], WarmStart | None]
     newest: Callable[[Settings, str], int]
     checks: Callable[[Settings, str, int], str] = lambda *_: "checks: none were asked about"
 
@@ -145,10 +146,10 @@ class Engines:
 
             return run(settings, spec)
 
-        def train(settings: Settings, action: Retrain, name: str) -> WarmStart:
+        def train(settings: Settings, action: Retrain, model: str, name: str) -> WarmStart:
             from tiltyard.retrain import retrain
 
-            return retrain(settings, action, actor=name.partition("/")[0], once=name)
+            return retrain(settings, action, model=model, actor=name.partition("/")[0], once=name)
 
         def newest(settings: Settings, dataset: str) -> int:
             from tiltyard.data.store import DatasetStore
@@ -493,7 +494,7 @@ def _candidate(settings: Settings, journal: Journal, night: Night) -> int | None
 
 def _trained(settings: Settings, journal: Journal, night: Night, date: str, engines: Engines) -> str:
     action = Retrain(job=night.job, cpu_hours=night.cpu_hours)
-    warm = engines.train(settings, action, f"night {night.name}/{date}")
+    warm = engines.train(settings, action, night.model, f"night {night.name}/{date}")
     made = _candidate(settings, journal, night)
     begun = ""
     if warm is not None and warm.count:

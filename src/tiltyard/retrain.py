@@ -1,4 +1,4 @@
-"""A sweep whose winner becomes candidate: within a budget, and begun with what is known to be good.
+"""A sweep whose winner becomes candidate: on its dataset, within a budget, begun with what is known to be good.
 
 *Warm-started*: the configurations tried first are the champion's own and the best ones of the newest earlier sweep of the
 same experiment; the rest is drawn with another seed, so that no night draws what an earlier one drew. What a sweep begins
@@ -48,23 +48,24 @@ class WarmStart:
         return sum(len(p) for p in self.points.values())
 
 
-def retrain(settings: Settings, action: Retrain, *, actor: str = "", once: str | None = None) -> WarmStart:
-    """Runs a sweep within a budget; its winners become candidates, and no champion is touched.
+def retrain(settings: Settings, action: Retrain, *, model: str, actor: str = "", once: str | None = None) -> WarmStart:
+    """Runs a sweep within a budget, on the dataset of one model; its winner becomes candidate, and no champion is touched.
 
     Args:
         settings: Where things live.
         action: The job file, and the most it may use.
+        model: The registered model that is to get a candidate.
         actor: Who asks for it, for the record.
         once: A name of the sweep: the same one again begins with the same configurations, and so is the same sweep.
 
     Raises:
-        SpecError: If the job file describes no experiment.
+        SpecError: If the job file describes no experiment, or one that does not make this model.
         TiltyardError: If it cannot be run.
     """
     from tiltyard.jobfile import load_experiment
     from tiltyard.run import run
 
-    experiment = load_experiment(action.job)
+    experiment = of_model(load_experiment(action.job), model, action.job)
     limit = experiment.budget.cpu_hours
     hours = action.cpu_hours if limit is None else min(limit, action.cpu_hours)
     if hours <= 0:
@@ -77,6 +78,20 @@ def retrain(settings: Settings, action: Retrain, *, actor: str = "", once: str |
     )
     run(candidate, settings=settings, job_file=Path(action.job))
     return warm
+
+
+def of_model(experiment: Experiment, model: str, job: str) -> Experiment:
+    """The part of an experiment that makes a model: its dataset alone, so that no other costs budget or gets a candidate.
+
+    Raises:
+        SpecError: If it does not make this model.
+    """
+    makes = {f"{experiment.name}.{ref.name}": ref for ref in experiment.datasets}  # as `tiltyard.crown` registers it
+    if model not in makes:
+        raise SpecError(
+            f"{job} makes {', '.join(makes)}; wanted {model}. Name the job that makes it, or the model that the job makes."
+        )
+    return experiment if len(makes) == 1 else experiment.with_options(datasets=[str(makes[model])])
 
 
 def decided(
@@ -109,7 +124,10 @@ def warm_start(journal: Journal, registry: ModelRegistry, experiment: Experiment
         source = f"{name} version {champion.version} is @champion"
         known.append((champion.lineage.variant, champion.lineage.config, source))
     launches = [launch for launch in journal.launches(experiment.name) if launch.state != "running"]
-    ended = ((launch, [t for t in journal.trials(launch.key) if _counts(t)]) for launch in launches)
+    names = {ref.name for ref in experiment.datasets}
+    ended = (
+        (launch, [t for t in journal.trials(launch.key) if t.dataset in names and _counts(t)]) for launch in launches
+    )
     newest = next(((launch, trials) for launch, trials in ended if trials), None)
     if newest is not None:
         launch, trials = newest

@@ -21,7 +21,7 @@ from tiltyard.governance.policy import Alert, Drifted, Policy, Retrain, Rule
 from tiltyard.journal import Journal, Owner, TrialRow, TrialUpdate
 from tiltyard.nightly import Engines, Night, history, logical_date, run_night
 from tiltyard.registry.mlflow_registry import ModelRegistry
-from tiltyard.retrain import WarmStart, decided, warm_start, warmed
+from tiltyard.retrain import WarmStart, decided, of_model, warm_start, warmed
 from tiltyard.settings import Settings
 from tiltyard.sweep.space import draw
 from tiltyard.testing.bundles import small_bundle
@@ -45,7 +45,8 @@ class Counted:
             self.evaluated.append(spec)
             return []
 
-        def train(settings: Settings, action: Retrain, _: str) -> None:
+        def train(settings: Settings, action: Retrain, model: str, _: str) -> None:
+            assert model == NIGHT.model
             self.trained.append(action)
             ModelRegistry(settings).set_alias("s.small", "candidate", 2)
             self.before_end()
@@ -155,12 +156,14 @@ def test_night_started_after_its_date_is_run_or_skipped_as_it_says_and_old_ones_
     assert told.actor == "night small"
 
 
-def earlier_sweep(journal: Journal, key: str, variant: str, *tried: tuple[float, float]) -> None:
+def earlier_sweep(
+    journal: Journal, key: str, variant: str, *tried: tuple[float, float], dataset: str = "small"
+) -> None:
     """A sweep of experiment ``s``: a learning rate and its score each."""
     claim = journal.claim(key, experiment="s", spec="{}", owner=Owner.here())
     rows = [
         TrialRow(
-            cell=f"{key[:8]}{i}", key=key, group=f"{variant}@small", index=i, variant=variant, model="mlp", dataset="small",
+            cell=f"{key[:8]}{i}", key=key, group=f"{variant}@{dataset}", index=i, variant=variant, model="mlp", dataset=dataset,
             dataset_version=1, config={"lr": lr, "hidden": (8,)}, seed=i, data_seed=0,
         )
         for i, (lr, _) in enumerate(tried)
@@ -284,3 +287,22 @@ def test_night_as_json_comes_back_equal_and_wrong_ones_are_told() -> None:
     for wrong in ({"cpu_hours": 0}, {"hours": 1}, {"missed": "all"}, {"schema_version": 9}):
         with pytest.raises(SpecError):
             Night.from_json({"name": "n", "model": "m", "dataset": "d", **wrong})
+
+
+def test_retrain_of_a_job_of_several_datasets_sweeps_that_of_the_model_alone(settings: Settings) -> None:
+    several = Experiment(
+        name="s",
+        variants=(Variant(name="log", model="logistic", space={"lr": loguniform(1e-3, 1e-1)}),),
+        datasets=("small", "other@3"),
+        objective=Objective(metric="accuracy"),
+        search=Search(trials=4, epochs=2),
+    )
+    assert [str(d) for d in of_model(several, "s.other", "job.py").datasets] == ["other@3"]
+    assert of_model(several, "s.small", "job.py").search == several.search
+    with pytest.raises(SpecError, match=r"job\.py makes s\.small, s\.other; wanted t\.small"):
+        of_model(several, "t.small", "job.py")
+    with Journal.open(settings.journal_uri) as journal:
+        earlier_sweep(journal, "a" * 64, "log", (0.01, 0.5))
+        earlier_sweep(journal, "b" * 64, "log", (0.05, 0.9), dataset="other")
+        begun = warm_start(journal, ModelRegistry(settings), of_model(several, "s.small", "job.py"))
+    assert [dict(p) for p in begun.points["log"]] == [{"lr": 0.01}]

@@ -61,7 +61,7 @@ def apply(
         now=time.time(),
         actor=f"policy {policy.name}, applied by {person()}",
         tell=lambda text: console.print(f"alert: {text}"),
-        train=(lambda action: retrain(settings, action, actor=person())) if train else None,
+        train=(lambda action: retrain(settings, action, model=model, actor=person())) if train else None,
     )
     if not applied:
         console.print(f"{model}: no rule has anything against its champion.")

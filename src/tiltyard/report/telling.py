@@ -178,7 +178,8 @@ class Teller:
             ("report, curves", shown(outcome.layout.home)),
         ]
         if crowned:
-            places.append(("champions", ", ".join(f"{c.model.name}@{c.model.version}" for c in crowned)))
+            alias = self._experiment.champion.alias if self._experiment.champion else "champion"
+            places.append((f"{alias}s", ", ".join(f"{c.model.name}@{c.model.version}" for c in crowned)))
         commands = [
             (f"tiltyard report {name} --open", "the answer, curves, what mattered, where time went"),
             ("tiltyard up", "a cluster to look at: Ray dashboard, MLflow with these runs"),
