@@ -362,8 +362,8 @@ def time_of(
     The meter charges a pack's process for all that it holds, starting and waiting too; attempts say how much of that was
     training which was kept, and how much was lost.
     """
-    own = {a.storage_uri for a in attempts if a.storage_uri is not None}
-    reused = {cell: [s for s in scores if s.storage_uri not in own] for cell, scores in by_cell.items()}
+    own = f"/{launch.key[:16]}/"  # a member of a queue keeps a folder of its own below its attempt's, also of one that died
+    reused = {cell: [s for s in scores if own not in s.storage_uri] for cell, scores in by_cell.items()}
     trained = sum(a.metered_s for a in attempts if a.state in {"done", "saved"})
     wasted = sum(a.metered_s for a in attempts if a.state in {"failed", "fenced"})
     wasted += spend.by_what.get("lost packs", 0.0)

@@ -333,7 +333,8 @@ def _time(f: Findings) -> dict[str, Any]:
 
 
 def _money(value: float, currency: str = "") -> str:
-    return (f"{value:,.2f}" if value >= 0.005 or value == 0 else f"{value:.2g}") + (f" {currency}" if currency else "")
+    told = f"{value:,.2f}" if value >= 0.005 or value == 0 else f"{value:.2g}"
+    return (told if value == 0 or value >= 1e-4 else "less than 0.0001") + (f" {currency}" if currency else "")
 
 
 def _cost(f: Findings) -> str:

@@ -13,8 +13,8 @@ import recorded_sweep
 
 from tiltyard import cli
 from tiltyard.experiment import Champion, Experiment
-from tiltyard.journal import Journal
-from tiltyard.report.findings import gather
+from tiltyard.journal import CellScore, Journal
+from tiltyard.report.findings import gather, time_of
 from tiltyard.report.html import drawing_at_end, report
 from tiltyard.report.page import render
 from tiltyard.sweep.engine.layout import Layout, Storage
@@ -162,6 +162,24 @@ def test_findings_of_a_sweep_hold_what_the_journal_and_the_curves_say(recorded: 
         best = table[0]
         assert f.matrix[best.variant][dataset].verdict == "best"
         assert sum(cells[dataset].trials for cells in f.matrix.values()) == len(table)
+
+
+def test_scores_of_queued_members_are_this_launchs_own_and_not_reused(tmp_path: Path) -> None:
+    made = recorded_sweep.record(tmp_path, trials=12, datasets=["rings"])
+    with Journal.open(made.settings.journal_uri) as journal:
+        launch = journal.launches()[0]
+        attempts, scores = (
+            journal.attempts(launch.key),
+            journal.cell_scores([r.cell for r in journal.trials(launch.key)]),
+        )
+        spend = journal.spend(launch.key)
+    queued: dict[str, list[CellScore]] = {}
+    for score in scores.values():  # each in a folder below its attempt's
+        queued.setdefault(score.cell, []).append(replace(score, storage_uri=f"{score.storage_uri}/{score.cell[:16]}"))
+    found = time_of(launch, attempts, spend, queued, now=0.0)
+    assert (found.reused, found.reused_s) == (0, 0.0)
+    foreign = {cell: [replace(s, storage_uri="/elsewhere/0123/packs/x") for s in of] for cell, of in queued.items()}
+    assert time_of(launch, attempts, spend, foreign, now=0.0).reused == len(queued)
 
 
 def test_cost_is_at_the_price_of_the_worker_group_that_packs_ran_on_and_the_report_says_so(tmp_path: Path) -> None:
