@@ -231,6 +231,15 @@ ALERTS = (
         action="Read the exporter's log; look at the database and the object store: tiltyard doctor.",
     ),
     Alert(
+        name="TiltyardRecordGone",
+        expr="absent(tiltyard_record_age_seconds)",
+        lasting="15m",
+        severity="critical",
+        summary="Nobody tells of nights, data versions, budgets and scores",
+        meaning="The exporter of the record does not run or is not scraped: none of the alerts on those can fire.",
+        action="Start it (tiltyard up; on a cluster look at its pod), and look at Prometheus' targets.",
+    ),
+    Alert(
         name="TiltyardModelStale",
         expr="max by (model) (ray_tiltyard_serving_stale) == 1",
         lasting="15m",
