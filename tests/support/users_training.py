@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -24,6 +25,14 @@ def nearest(config: Mapping[str, Any], data: Any, report: Report) -> None:
         distance = ((data.x_validation[:, None, :] - centres[None]) ** 2).sum(-1)
         report(epoch, accuracy=(distance.argmin(1) == data.y_validation).mean(), log_loss=1.0 / epoch)
         centres = centres * 0.9
+
+
+def chatty(config: Mapping[str, Any], data: Any, report: Report) -> None:
+    """Writes lines through Tiltyard's logger, a secret of its environment in one."""
+    log = logging.getLogger("tiltyard.users")
+    log.warning("scale %s, token %s", config["scale"], os.environ["USERS_API_TOKEN"])
+    log.warning("password=%s", "hunter22")
+    report(1, accuracy=0.5, log_loss=0.7)
 
 
 def tally(config: Mapping[str, Any], data: Any, report: Report) -> None:

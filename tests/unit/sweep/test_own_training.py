@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tiltyard.sweep.engine.execute import CURVES, Outcome, execute, read_curves
 from tiltyard.sweep.engine.layout import Storage
 from tiltyard.sweep.engine.own import check_own
 from tiltyard.sweep.plan import DatasetFacts, plan
+from tiltyard.telemetry.logs import bound
 from tiltyard.types import Task
 
 FATES = {
@@ -106,6 +108,25 @@ def test_own_training_leaves_no_process_behind(misbehaved: dict[str, Any]) -> No
         with contextlib.suppress(psutil.Error):
             marked += [process] * ("TILTYARD_TRAINING" in process.environ())
     assert [p for p in marked if p.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_lines_of_own_training_are_json_in_a_cluster_with_the_trials_ids_and_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("USERS_API_TOKEN", "xyzzy-plugh-42")
+    with bound(experiment="wine", job="wine-1", pack="own@rings/r0/0"):
+        outcome = run(tmp_path, "chatty", [{"scale": 1.5}, {"scale": 2.5}], epochs=1)
+    assert set(outcome.scores) == {"c0", "c1"}
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["message"] for line in told] == [
+        "scale 1.5, token ***",
+        "password=***",
+        "scale 2.5, token ***",
+        "password=***",
+    ]
+    assert [line["trial"] for line in told] == ["c0", "c0", "c1", "c1"]
+    assert {(line["experiment"], line["job"], line["pack"]) for line in told} == {("wine", "wine-1", "own@rings/r0/0")}
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from tiltyard.errors import ModelError
 from tiltyard.journal import storable
 from tiltyard.models import builder
 from tiltyard.sweep.engine.assignment import Assignment, Seat
+from tiltyard.telemetry import logs
 from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ def _run_seat(
         "epochs": assignment.to_epoch,
         "task": str(assignment.task),
         "num_outputs": assignment.num_outputs,
+        "ids": dict(logs.ids()),
     }
     if seat.cell in withdrawn():
         outcome.withdrawn.add(seat.cell)

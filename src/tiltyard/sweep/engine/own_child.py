@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiltyard.sweep.engine.assignment import as_tuples
+from tiltyard.telemetry import logs
 
 MEMORY_SHARE = 0.8
 """Of the machine's memory: past it a trial gets a MemoryError, before the kernel picks a process to end."""
@@ -64,6 +66,7 @@ def main() -> int:
         name: np.load(folder / f"{name}.npy", mmap_mode="r")
         for name in ("x_train", "y_train", "x_validation", "y_validation")
     }
+    logs.setup(level=logging.WARNING)
     for line in sys.stdin:
         _train(json.loads(line), arrays, out)
     return 0
@@ -90,7 +93,8 @@ def _train(asked: dict[str, Any], arrays: dict[str, Any], out: TextIO) -> None:
     here = os.getpid()
     try:
         np.random.seed(asked["seed"])
-        getattr(importlib.import_module(module), function)(config, data, report)
+        with logs.bound(**asked.get("ids", {})):
+            getattr(importlib.import_module(module), function)(config, data, report)
         if os.getpid() != here:
             os._exit(0)  # a copy of this process that the function forked and let return
     except Exception as error:
