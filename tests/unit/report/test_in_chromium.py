@@ -96,6 +96,8 @@ def test_report_in_a_browser_fits_the_window_and_can_be_read(tab: Tab, page: Pat
         f"s.getBoundingClientRect().right <= {width})"
     )
     assert tab.value(inside_figures) is True
+    bars = "[...document.querySelectorAll('.wide-values .bar')].map(b => Math.round(b.getBoundingClientRect().width))"
+    assert len(set(tab.value(bars))) == 1, "bars of one scale are of one length"
     light = tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert light == (scheme == "light")
     assert tab.value("[...document.querySelectorAll('svg path')].every(p => !p.getAttribute('style')?.includes('fe0'))")
