@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from tiltyard.models.mlp import ResidualBlock
-from tiltyard.training.layout import Buffer
+from tiltyard.training.layout import Buffer, Layout
 from tiltyard.training.randomness import Draws
+from tiltyard.training.vmapped import trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,30 @@ def widths(parts: Sequence[Part]) -> list[int]:
     return found
 
 
+TURNED_FROM = 16
+"""Outputs from which a layer's matrix lies transposed."""
+
+
+def layout_of(module: nn.Module, parts: Sequence[Part] | None) -> Layout:
+    """How the parameters of a module lie, given what `plan` says of it.
+
+    The matrix of a layer with fewer outputs than inputs lies transposed: of the three products of a step, that of its
+    gradient takes a fifth less so, and the others no more (measured for 64 to 32; not for 32 to 10, nor in a first layer,
+    which reads the batch both ways).
+    """
+    return Layout(trained(module), _turned(parts[1:] if parts else ()))
+
+
+def _turned(parts: Sequence[Part]) -> set[str]:
+    found: set[str] = set()
+    for part in parts:
+        if isinstance(part, Affine) and TURNED_FROM <= part.width < part.features:
+            found.add(part.weight)
+        elif isinstance(part, Residual):
+            found |= _turned(part.inner)
+    return found
+
+
 @dataclass(slots=True)
 class Step:
     """What a step brings.
@@ -235,6 +260,7 @@ class _BoundAffine:
         lone = net.members == 1 and 1 in (part.width, part.features, rows)
         self._product = lone_product if lone else product
         self._gw = net.grads.view(part.weight)
+        self._gwt = self._gw.transpose(1, 2) if net.grads.layout.slots[part.weight].turned else None
         self._gb = net.grads.view(part.bias) if part.bias else None
         self._shape = (net.members, part.features, rows)
         self._d_in: Tensor | None = None
@@ -257,7 +283,10 @@ class _BoundAffine:
         if self._reads_batch:  # contiguous, the product takes a quarter less
             turned = self._seen.transpose(1, 2).contiguous() if self._turned is None else self._turned
             xt = turned.expand_as(xt)
-        self._product(d, xt, self._gw)
+        if self._gwt is not None:
+            self._product(self._x, d.transpose(1, 2), self._gwt)
+        else:
+            self._product(d, xt, self._gw)
         if not need_input:
             return d
         if self._d_in is None:

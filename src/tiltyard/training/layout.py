@@ -9,7 +9,7 @@ same instructions wherever it lies.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +26,12 @@ def lines(size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One parameter: its shape, its segment, and where it begins there."""
+    """One parameter: its shape, its segment, where it begins there, and whether it lies transposed."""
 
     shape: tuple[int, ...]
     segment: int
     offset: int
+    turned: bool = False
 
     @property
     def size(self) -> int:
@@ -43,16 +44,17 @@ class Layout:
 
     Args:
         shapes: Of one member's parameters by name, in the order of the model.
+        turned: Names of matrices that lie transposed.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]], turned: Collection[str] = ()) -> None:
         self.slots: dict[str, Slot] = {}
         self.widths: list[int] = []
         """Numbers of a member in each segment."""
         vectors = {n: tuple(s) for n, s in shapes.items() if len(s) <= 1}
         for name, shape in shapes.items():
             if name not in vectors:
-                self.slots[name] = Slot(tuple(shape), len(self.widths), 0)
+                self.slots[name] = Slot(tuple(shape), len(self.widths), 0, name in turned)
                 self.widths.append(math.prod(shape))
         if vectors:
             at = 0
@@ -87,9 +89,11 @@ class Buffer:
             at += lines(members * width)
 
     def view(self, name: str) -> Tensor:
-        """One parameter of all members, ``(members, *shape)``; contiguous unless it is a vector."""
+        """One parameter of all members, ``(members, *shape)``; contiguous unless it is a vector or lies transposed."""
         slot = self.layout.slots[name]
         part = self.segments[slot.segment].narrow(1, slot.offset, slot.size)
+        if slot.turned:
+            return part.view(self.members, *reversed(slot.shape)).transpose(1, 2)
         return part.view(self.members, *slot.shape)
 
     def write(self, rows: Tensor) -> None:

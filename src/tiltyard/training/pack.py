@@ -24,11 +24,11 @@ from tiltyard.models import MaskedInput
 from tiltyard.training import checkpoint, dense, sizing
 from tiltyard.training.beginning import Beginning, build_module
 from tiltyard.training.chunk import Batch, Chunk, Model
-from tiltyard.training.layout import Buffer, Layout
+from tiltyard.training.layout import Buffer
 from tiltyard.training.optimizers import rates
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import Member, PackSpec
-from tiltyard.training.vmapped import Stacked, explain_unpackable, returns, template, trained
+from tiltyard.training.vmapped import Stacked, explain_unpackable, returns, template
 from tiltyard.types import Task
 
 Array = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ class Pack:
         module = build_module(spec, seed=0)
         parts = dense.plan(module)
         self._check_model(module, parts)
-        self._model = Model(spec, template(module).to(self.device), parts, Layout(trained(module)))
+        self._model = Model(spec, template(module).to(self.device), parts, dense.layout_of(module, parts))
         self._chunk_asked, self._sizes = chunk, sizes
         shape = sizing.Shape.of(spec, self._model.layout, self._model.template, parts)
         if chunk is not None and chunk < 1:

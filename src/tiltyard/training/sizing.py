@@ -23,7 +23,7 @@ from tiltyard.training import dense
 from tiltyard.training.layout import Layout
 from tiltyard.training.optimizers import MOMENTS
 from tiltyard.training.spec import PackSpec
-from tiltyard.training.vmapped import Stacked, carried, template, trained
+from tiltyard.training.vmapped import Stacked, carried, template
 
 FLOAT = 4
 ALLOCATOR_KEEPS = 224 << 20
@@ -188,7 +188,8 @@ def threads(count: int) -> Iterator[None]:
 def shape_of(spec: PackSpec, module: nn.Module) -> Shape:
     """Bytes and work of a member of a pack of these, to ask the functions here before a pack is made."""
     own = template(module)
-    return Shape.of(spec, Layout(trained(module)), own, dense.plan(module))
+    parts = dense.plan(module)
+    return Shape.of(spec, dense.layout_of(module, parts), own, parts)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ NOISE_PLACE = 1_000_003
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "linear": {},
-    "mlp": {"hidden": (16, 8)},
+    "mlp": {"hidden": (18, 16)},
     "resmlp": {"width": 12, "depth": 2},
     "cnn": {"image": (1, 4, 4), "channels": (4, 6)},
 }
