@@ -34,7 +34,10 @@ class Seat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """A pack for a rung: train ``seats`` from the end of ``from_epoch`` to the end of ``to_epoch`` (counted from 0)."""
+    """A pack for a rung: train ``seats`` from the end of ``from_epoch`` to the end of ``to_epoch`` (counted from 0).
+
+    ``given``: when it was handed out, in seconds of the epoch; a process that was there before is paid for from then.
+    """
 
     pack_id: str
     group: str
@@ -50,6 +53,7 @@ class Assignment:
     dataset: str
     data_seed: int
     seats: tuple[Seat, ...]
+    given: float = 0.0
 
     @property
     def cells(self) -> tuple[str, ...]:

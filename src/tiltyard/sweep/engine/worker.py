@@ -144,7 +144,9 @@ def _train_assigned(config: dict[str, Any], post: Post) -> None:
             **({"first": left.cells[0]} if queued and left.seats else {}),
             "pid": os.getpid(),
             **noted(os.environ, Resources(cpus=post.cpus, gpus=post.gpus)),
-            "unpaid_since": _METER.unpaid_since(post),  # whoever must charge for this process, should it die
+            "unpaid_since": _METER.unpaid_since(
+                post, given=assignment.given
+            ),  # whoever must charge for this process, should it die
         },
     )
     if attempt.number > 1:
@@ -301,12 +303,12 @@ class _Meter:
         self._until = 0.0
         """To when the launch of the claim has paid for this process."""
 
-    def unpaid_since(self, post: Post) -> float:
-        """To when the launch has paid for this process: at first, to when the process began."""
+    def unpaid_since(self, post: Post, *, given: float = 0.0) -> float:
+        """To when the launch has paid for this process: at first, to when it began, or was given its first pack if later."""
         import psutil
 
         if self._claim != post.claim:
-            self._claim, self._until = post.claim, max(post.since, float(psutil.Process().create_time()))
+            self._claim, self._until = post.claim, max(post.since, given, float(psutil.Process().create_time()))
         return self._until
 
     def charge(self, journal: Journal, post: Post) -> None:
