@@ -104,6 +104,10 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
     digest = code_digest(job_file, [v.model for v in experiment.variants])
     tell.committed(commit_missing_samples(settings, experiment))
 
+    from tiltyard.sweep.engine.ahead import start_ahead
+
+    begun = start_ahead(settings, experiment, code_digest=digest)
+
     from tiltyard.report.html import drawing_at_end
     from tiltyard.sweep.engine.launch import launch
     from tiltyard.sweep.engine.ray_runtime import submitted_job
@@ -126,6 +130,7 @@ def run(experiment: Experiment, *, settings: Settings | None = None, job_file: P
                 watch=watch,
                 job=job,
                 page=drawing_at_end(settings),
+                begun=begun,
             )
     finally:
         tell.close()

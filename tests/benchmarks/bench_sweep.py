@@ -22,7 +22,7 @@ from unittest import mock
 from harness import Benchmark, Figure
 
 HERE = Path(__file__).parent
-TRIALS, EPOCHS, SAMPLE, LEAN = 512, 20, 32, 4
+TRIALS, EPOCHS, SAMPLE, LEAN = 512, 20, 32, 1
 BIG = """
 from tiltyard import DatasetRef, Experiment, Halving, Objective, Search, Variant, choice, loguniform, main, uniform
 

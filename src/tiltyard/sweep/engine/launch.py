@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from tiltyard.data.store import DatasetStore
@@ -24,6 +23,7 @@ from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialUpdate
 from tiltyard.placement import asked, groups_of
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine import ray_runtime
+from tiltyard.sweep.engine.ahead import Planned, is_finished, planned
 from tiltyard.sweep.engine.control import Control, replay
 from tiltyard.sweep.engine.curves import Curves
 from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
@@ -33,7 +33,7 @@ from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
 from tiltyard.sweep.engine.memory import fitting, sizes_of
 from tiltyard.sweep.engine.packing import is_queued, pack_size_for, shape_of
-from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models, prepare
+from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models
 from tiltyard.sweep.engine.rows import ended_outside, results_of, trial_record, trial_row
 from tiltyard.sweep.engine.warm import Warm
 from tiltyard.sweep.engine.worker import Post, import_paths
@@ -41,7 +41,7 @@ from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.growth import Growth
 from tiltyard.sweep.halving import Machine, TrialState
 from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
-from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, order_dependent, plan
+from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, order_dependent
 from tiltyard.sweep.preflight import check_placement
 from tiltyard.telemetry import logs
 from tiltyard.telemetry.traces import environment
@@ -117,6 +117,7 @@ def launch(
     watch: Watch | None = None,
     job: str = "",
     page: Page | None = None,
+    begun: Planned | None = None,
 ) -> Outcome:
     """Runs an experiment, or answers from the record where its key is finished.
 
@@ -127,6 +128,7 @@ def launch(
         watch: Told how it goes.
         job: The Ray job that this runs in, if any.
         page: Draws the report of a sweep that has finished.
+        begun: What `tiltyard.sweep.engine.ahead` planned and started already.
 
     Raises:
         SpecError, DataError, ModelError: If the experiment cannot be run as it stands; nothing was started.
@@ -135,10 +137,10 @@ def launch(
     watch = watch or Silent()
     settings.ensure_home()
     store = DatasetStore(settings.data_uri)
-    prepared, facts = prepare(experiment, store)
+    begun = begun or planned(settings, experiment, code_digest=code_digest)
+    prepared, facts, the_plan = begun.prepared, begun.facts, begun.plan
     logs.personal(_personal(prepared))
-    the_plan = plan(experiment, facts, code_digest=code_digest)
-    if not _is_finished(settings, the_plan.key):
+    if not is_finished(settings, the_plan.key):
         check_models(the_plan.trials)
         ray_runtime.check_address()
         _check_placement(experiment)
@@ -155,7 +157,7 @@ def launch(
             raise AlreadyClaimedError(_held(claim))
         try:
             work = _Launch(settings, experiment, growth, known, prepared, journal, claim, layout, watch)
-            work.page = page
+            work.page, work.warm = page, begun.warm
             if claim.outcome == "finished":
                 return work.from_record()
             with work.lease:
@@ -170,16 +172,6 @@ def launch(
                 raise
             journal.release(claim, state="failed", summary={"error": f"{type(error).__name__}: {error}"[:2000]})
             raise
-
-
-def _is_finished(settings: Settings, key: str) -> bool:
-    """The record answers: nothing will be started. Makes no journal where there is none."""
-    scheme, _, path = settings.journal_uri.partition(":///")
-    if scheme.startswith("sqlite") and not Path(path).exists():
-        return False
-    with Journal.open(settings.journal_uri) as journal:
-        found = journal.launch(key)
-        return found is not None and found.state == "finished"
 
 
 def _interrupt(journal: Journal, claim: Claim, reason: str) -> None:
@@ -275,6 +267,7 @@ class _Launch:
         self.started = time.time()
         self.curves = Curves(layout.storage)
         self.page: Page | None = None
+        self.warm: Warm | None = None
         self.ended: dict[str, TrialState] = {}
         self._rungs: dict[str, tuple[int, ...]] = {}
         self._by_cell: dict[str, Trial] = {}
@@ -381,8 +374,9 @@ class _Launch:
     def _sweep(self, tracker: Tracker, request: Callable[[], str | None]) -> SweepDriver:
         resources = self.experiment.resources
         device = "cuda" if resources.gpus else "cpu"
-        self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
-        ray_runtime.ensure_ray()
+        if not ray_runtime.is_up():
+            self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
+            ray_runtime.ensure_ray()
         _check_placement(self.experiment)
         slots = ray_runtime.slots(resources, groups_of(os.environ))
         slots = min(slots, resources.max_concurrent or slots)
@@ -410,7 +404,7 @@ class _Launch:
         )
         self.machine = machine
         if not driver.done or machine.outside:
-            warm = Warm(min(slots, machine.waiting), asked(resources, groups_of(os.environ)))
+            warm = self.warm or Warm(min(slots, machine.waiting), asked(resources, groups_of(os.environ)))
             post = self._post(device, slots, first.get("sizes"))
             try:
                 self._run(driver, post, slots, warm)
@@ -488,6 +482,7 @@ class _Launch:
             sizes=sizes,
             trace=environment(),
             experiment=self.experiment.name,
+            job=logs.ids().get("job", ""),
             personal=_personal(self.prepared),
         )
 

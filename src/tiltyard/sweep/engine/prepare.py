@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tiltyard.data.features import feature_columns, fit_preprocessor
 from tiltyard.data.store import DatasetStore
-from tiltyard.data.stream import feature_columns, fit_preprocessor
 from tiltyard.data.versions import DatasetVersion
 from tiltyard.errors import DataError, DatasetNotFoundError, TiltyardError
 from tiltyard.experiment import Experiment
-from tiltyard.models import validate_args
 from tiltyard.preprocessing import Preprocessor
 from tiltyard.sweep.engine.packing import check_trial, shape_of
 from tiltyard.sweep.plan import DatasetFacts, Trial
@@ -65,6 +64,8 @@ def check_models(trials: Sequence[Trial]) -> None:
     Raises:
         SpecError: Naming the variant's model and what is wrong with it.
     """
+    from tiltyard.models import validate_args
+
     built = set()
     for trial in trials:
         shape = (shape_of(trial), trial.dataset)
@@ -80,6 +81,8 @@ class LateCheck:
 
     def __call__(self, trial: Trial) -> str | None:
         """The reason, or None where it can be trained."""
+        from tiltyard.models import validate_args
+
         try:
             shape = (shape_of(trial), trial.dataset)
             check_trial(trial, None if shape in self._built else validate_args)

@@ -49,6 +49,11 @@ def check_address() -> None:
         probe(address)
 
 
+def is_up() -> bool:
+    """This process is connected to one."""
+    return bool(ray.is_initialized())
+
+
 def ensure_ray(*, cpus: int | None = None) -> bool:
     """Connects to the cluster of the environment or starts a local Ray; True where one was started here.
 
