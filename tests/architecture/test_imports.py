@@ -6,6 +6,7 @@ The rules stand here as two tables; a message names the file, what it imports, a
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -146,6 +147,8 @@ class Import(NamedTuple):
 
 def running_imports(node: ast.AST) -> Iterator[tuple[int, str]]:
     """Every import of a module, those inside functions too, but for what stands under ``if TYPE_CHECKING``."""
+    if isinstance(node, ast.expr):
+        return  # none of them holds an import, and they are most of a module
     if isinstance(node, ast.Import):
         yield from ((node.lineno, alias.name) for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -156,6 +159,7 @@ def running_imports(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from running_imports(child)
 
 
+@functools.cache
 def imports() -> list[Import]:
     found = []
     for path in sorted(SOURCE.rglob("*.py")):

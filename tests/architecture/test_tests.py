@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -13,9 +13,17 @@ NAME = re.compile(r"^test(_[a-z0-9]+){3,}$")
 
 def functions_of_tests() -> Iterator[tuple[Path, ast.FunctionDef]]:
     for path in sorted(TESTS.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _statements(ast.parse(path.read_text()).body):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
                 yield path.relative_to(TESTS), node
+
+
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a module and of its classes: pytest looks no further."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.ClassDef):
+            yield from _statements(node.body)
 
 
 def test_names_of_tests_tell_subject_scenario_and_outcome() -> None:

@@ -21,6 +21,8 @@ from tiltyard.settings import Settings
 from tiltyard.testing.bundles import SmallBundle, small_bundle
 from tiltyard.types import Task
 
+pytestmark = pytest.mark.slow  # a real MLflow
+
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
@@ -44,7 +46,6 @@ def _register(registry: ModelRegistry, name: str, bundles: list[SmallBundle]) ->
     return [registry.register(name, b.folder, score="validation_score") for b in bundles]
 
 
-@pytest.mark.slow
 def test_register_twice_finds_the_same_version(registry: ModelRegistry, bundles: list[SmallBundle]) -> None:
     first, second, again = _register(registry, "twice.small", [bundles[0], bundles[1], bundles[0]])
     assert (first.version, second.version, again.version) == (1, 2, 1)
@@ -180,7 +181,6 @@ def test_registry_out_of_reach_is_told_apart_from_an_unknown_model(
     assert "secret" not in str(told.value).split("did not answer")[0]
 
 
-@pytest.mark.slow
 def test_pyfunc_with_the_pickle_switch_off_answers_as_the_bundle(
     registry: ModelRegistry, settings: Settings, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_lines_of_models_lead_to_their_version_and_a_sweep_to_its_run_and_job() 
     assert (by_name["experiment"]["multi"], by_name["experiment"]["includeAll"]) == (False, False)
 
 
+@pytest.mark.slow
 def test_every_alert_is_driven_to_fire_and_to_stay_silent_with_promtool() -> None:
     text = yaml.safe_load((FOLDER / "rules_test.yaml").read_text())
     cases = [case for test in text["tests"] for case in test["alert_rule_test"]]

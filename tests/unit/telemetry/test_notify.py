@@ -56,7 +56,7 @@ class Hook:
 @pytest.fixture
 def hook() -> Iterator[Hook]:
     made = Hook()
-    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield made
     made.server.shutdown()
@@ -171,7 +171,7 @@ def smtp() -> Iterator[Any]:
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Smtp)
     server.lines = []  # type: ignore[attr-defined]
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield server

@@ -14,6 +14,8 @@ from mlflow import MlflowClient
 from tiltyard.tracking.mlflow_runs import MlflowRuns
 from tiltyard.tracking.records import EvaluationRecord, LaunchRecord, TrialRecord
 
+pytestmark = pytest.mark.slow  # a real MLflow
+
 KEY = "f" * 64
 
 
