@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ from tiltyard.placement import fit
 KEPT_S = 120
 """Sharing large data takes longer than starting processes."""
 ANSWER_S = 10.0
+KNOWN_S = 1.5
+"""Until a process has told its raylet that it is there, an actor gets another one, and twice as many load at once."""
 LOADED = (
     "torch",
     "torch.func",
@@ -68,7 +71,7 @@ class Warm:
         except Exception as error:  # of what is Ray's own and may change
             _LOG.info("no process is warmed for packs: %s: %s", type(error).__name__, error)
             return
-        self._hook = hook
+        self._hook, self._asked = hook, time.monotonic()
         job = global_worker.current_job_id.binary()
         for address, count in wanted.items():
             threading.Thread(target=_prestart, args=(address, count, environment, job), daemon=True).start()
@@ -79,6 +82,8 @@ class Warm:
 
         Their runtime environment names what loads the packages; Ray Tune 2.60 takes it from ``DEFAULT_ENV_VARS``.
         """
+        if self._hook:
+            time.sleep(max(0.0, self._asked + KNOWN_S - time.monotonic()))
         before = dict(class_cache.DEFAULT_ENV_VARS)
         class_cache.DEFAULT_ENV_VARS.update(self._hook)
         try:
