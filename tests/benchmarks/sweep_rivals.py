@@ -83,11 +83,10 @@ def plain_tune(
         tune_config=tune.TuneConfig(reuse_actors=reuse_actors),
         run_config=tune.RunConfig(storage_path=folder, name=f"reuse-{reuse_actors}-{each_epoch}", verbose=0),
     )
-    warm = Warm(2, {"CPU": 1.0})
-    begun = time.perf_counter()
-    with warm.taken():
+    with Warm(2, {"CPU": 1.0}).taken():
+        begun = time.perf_counter()
         results = tuner.fit()
-    took = time.perf_counter() - begun
+        took = time.perf_counter() - begun
     frame = results.get_dataframe()
     by_seed = dict(zip(frame["config/trial/seed"], map(float, frame["accuracy"]), strict=True))
     return took, [by_seed[c["seed"]] for c in configs]
