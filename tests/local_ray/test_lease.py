@@ -95,9 +95,8 @@ def test_sweep_keeps_its_lease_before_its_first_and_after_its_last_turn(
         kept.append(what)
 
     class Slow(Silent):
-        def step(self, what: str) -> None:
-            if not kept:
-                lapse_and_wait("before the first turn")
+        def planned(self, plan: Any, known: int) -> None:
+            lapse_and_wait("before the first turn")
 
     def slow_look(**given: Any) -> Any:
         lapse_and_wait("after the last turn")
