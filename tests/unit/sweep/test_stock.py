@@ -97,8 +97,7 @@ class Sweep:
         self.cells = [t.cell for t in group.trials]
         self.conductor = stock._Conductor(self.driver, group, {t.cell: t for t in group.trials})
         self.tune_trials = [
-            SimpleNamespace(trial_id=str(i), config={**t.config, TRIAL: t.cell})
-            for i, t in enumerate(group.trials)
+            SimpleNamespace(trial_id=str(i), config={**t.config, TRIAL: t.cell}) for i, t in enumerate(group.trials)
         ]
         self.conductor.controller = SimpleNamespace(
             get_trials=lambda: self.tune_trials,
