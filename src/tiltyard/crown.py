@@ -24,7 +24,7 @@ from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.registry.version import ModelVersion
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.finals import row_scores
-from tiltyard.sweep.engine.launch import Outcome
+from tiltyard.sweep.engine.outcome import Outcome
 from tiltyard.sweep.engine.predict import open_trial
 from tiltyard.sweep.leaderboard import Row
 from tiltyard.training import split_config

@@ -31,7 +31,7 @@ from tiltyard.settings import Settings, shows_tracebacks
 if TYPE_CHECKING:
     from tiltyard.crown import Crowned, Served
     from tiltyard.data.versions import Commit
-    from tiltyard.sweep.engine.launch import Outcome
+    from tiltyard.sweep.engine.outcome import Outcome
 
 INTERRUPTED = 130
 OUT_OF_BUDGET = 3

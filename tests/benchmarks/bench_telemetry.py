@@ -94,7 +94,7 @@ def telemetry_overhead() -> Iterable[Figure]:
     import sweeps
 
     from tiltyard.experiment import Halving, Search
-    from tiltyard.sweep.engine.launch import Silent
+    from tiltyard.sweep.engine.outcome import Silent
     from tiltyard.telemetry import logs
     from tiltyard.telemetry.sweeps import exporting
 

@@ -16,8 +16,8 @@ from tiltyard.experiment import Search
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import Tick
 from tiltyard.sweep.engine.finals import look_at_test
-from tiltyard.sweep.engine.launch import Silent
 from tiltyard.sweep.engine.lease import keep_alive
+from tiltyard.sweep.engine.outcome import Silent
 from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray

@@ -30,7 +30,7 @@ from tiltyard.serving.comparison import BOUNDS_S, Comparison, Pair
 from tiltyard.serving.meters import Meters
 from tiltyard.serving.traffic import Split
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.launch import Silent
+from tiltyard.sweep.engine.outcome import Silent
 from tiltyard.telemetry.alerts import ALERTS, RECORDED
 from tiltyard.telemetry.boards import BOARDS
 from tiltyard.telemetry.boards.shapes import OF_ONE

@@ -26,7 +26,7 @@ from tiltyard.experiment import Experiment, Halving, Resources, Search, Variant
 from tiltyard.journal import Journal, Owner
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import ENDED
-from tiltyard.sweep.engine.launch import Outcome
+from tiltyard.sweep.engine.outcome import Outcome
 from tiltyard.sweep.engine.prepare import prepare
 from tiltyard.sweep.plan import plan
 from tiltyard.sweep.rerun import rerun_trial

@@ -26,8 +26,8 @@ from tiltyard.distributions import uniform
 from tiltyard.experiment import Search, Variant
 from tiltyard.journal import AttemptRow, Journal
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.launch import Outcome
 from tiltyard.sweep.engine.layout import Layout, Storage
+from tiltyard.sweep.engine.outcome import Outcome
 from tiltyard.training import checkpoint
 from tiltyard.types import DatasetRef
 

@@ -33,7 +33,7 @@ from tiltyard.registry.bundle import read_bundle
 from tiltyard.registry.mlflow_registry import ModelRegistry
 from tiltyard.report.record import board_of
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.launch import Outcome
+from tiltyard.sweep.engine.outcome import Outcome
 from tiltyard.sweep.leaderboard import Leaderboard
 
 pytestmark = pytest.mark.ray

@@ -21,7 +21,7 @@ from tiltyard.journal import Journal
 from tiltyard.run import run
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import Tick
-from tiltyard.sweep.engine.launch import Outcome, Silent
+from tiltyard.sweep.engine.outcome import Outcome, Silent
 from tiltyard.types import DatasetRef
 
 pytestmark = pytest.mark.ray

@@ -20,7 +20,8 @@ from tiltyard.distributions import loguniform, randint, uniform
 from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
 from tiltyard.journal import Journal
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.launch import Outcome, Watch, launch
+from tiltyard.sweep.engine.launch import launch
+from tiltyard.sweep.engine.outcome import Outcome, Watch
 from tiltyard.sweep.leaderboard import Leaderboard
 from tiltyard.types import DatasetRef, Task
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tiltyard.experiment import Experiment
     from tiltyard.settings import Settings
     from tiltyard.sweep.engine.driver import Tick
-    from tiltyard.sweep.engine.launch import Outcome
+    from tiltyard.sweep.engine.outcome import Outcome
     from tiltyard.sweep.plan import Plan
 
 SHOWN_ROWS = 5

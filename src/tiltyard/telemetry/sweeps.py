@@ -181,7 +181,7 @@ def labels_of(experiment: Experiment) -> dict[str, str]:
 
 
 class Watch(Protocol):
-    """Whoever is told how a launch goes (`tiltyard.sweep.engine.launch.Watch`)."""
+    """Whoever is told how a launch goes (`tiltyard.sweep.engine.outcome.Watch`)."""
 
     def planned(self, plan: Any, known: int) -> None:
         """The plan is made."""

@@ -88,6 +88,7 @@ def test_purse_reserves_before_a_pack_starts_and_refuses_what_is_not_free(journa
     assert not bench.start(pack(2))
     assert bench.purse.refused is not None
     assert "this experiment has 30.0 CPU-s free; 60.0 are asked for" in bench.purse.refused
+    assert not bench.purse.refused.endswith("."), "whoever tells a reason ends its sentence"
     assert not bench.purse.closed()  # what runs may give something back
     bench.clock.now = 4.0
     bench.end(pack(0))
@@ -105,6 +106,7 @@ def test_purse_with_less_than_a_first_reserve_starts_with_what_there_is(journal:
     reason = bench.purse.tick()
     assert reason is not None
     assert "this experiment has 1.0 CPU-s free; 2.0 are asked for" in reason
+    assert not reason.endswith(".")
     bench.end(pack(0))
     assert bench.spent <= 9
 

@@ -10,13 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from dataclasses import replace
 
 from tiltyard.data.store import DatasetStore
-from tiltyard.data.stream import Shared, share
 from tiltyard.errors import AlreadyClaimedError, MachineError
 from tiltyard.experiment import Experiment
 from tiltyard.journal import CellScore, Claim, Journal, Owner, TrialUpdate
@@ -24,6 +20,7 @@ from tiltyard.placement import asked, groups_of
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine import ray_runtime
 from tiltyard.sweep.engine.ahead import Planned, is_finished, planned
+from tiltyard.sweep.engine.answer import Answer
 from tiltyard.sweep.engine.control import Control, replay
 from tiltyard.sweep.engine.curves import Curves
 from tiltyard.sweep.engine.driver import ENDED, SweepDriver, Tick, run_packs
@@ -31,82 +28,24 @@ from tiltyard.sweep.engine.finals import Look, columns_of, look_at_test
 from tiltyard.sweep.engine.interrupts import stop_on_signals
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
-from tiltyard.sweep.engine.memory import fitting, sizes_of
-from tiltyard.sweep.engine.packing import is_queued, pack_size_for, shape_of
+from tiltyard.sweep.engine.memory import fitting
+from tiltyard.sweep.engine.outcome import Outcome, Page, Silent, Watch
+from tiltyard.sweep.engine.packing import pack_size_for, shape_of
 from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models
-from tiltyard.sweep.engine.rows import ended_outside, results_of, trial_record, trial_row
+from tiltyard.sweep.engine.provisions import check_nodes, cut_of_first, personal_columns, post_of
+from tiltyard.sweep.engine.rows import ended_outside, trial_record, trial_row
 from tiltyard.sweep.engine.warm import Warm
-from tiltyard.sweep.engine.worker import Post, import_paths
+from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.generations import Generations, generations
 from tiltyard.sweep.growth import Growth
 from tiltyard.sweep.halving import Machine, TrialState
-from tiltyard.sweep.leaderboard import Leaderboard, Result, finalists, leaderboard
-from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial, order_dependent
-from tiltyard.sweep.preflight import check_placement
+from tiltyard.sweep.leaderboard import Leaderboard
+from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial
 from tiltyard.telemetry import logs
-from tiltyard.telemetry.traces import environment
-from tiltyard.tracking import LaunchRecord, Tracker, TrackerReport, drain_leftover
-from tiltyard.types import trains_itself
+from tiltyard.tracking import LaunchRecord, Tracker, drain_leftover
 
-SHARED_AT_ONCE = 4
-"""Datasets that are read at the same time: each needs a few processes and the memory of what it reads."""
 PARENT_EVERY_S = 5.0
 """How often a sweep looks whether MLflow's writer has the parent run."""
-Page = Callable[[str, Leaderboard, str | None], bytes | None]
-"""Draws and keeps the report of a key that is about to be finished, from its leaderboard and why it ended early; None where
-it could not."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a launch came to.
-
-    ``state``: ``finished``, ``stopped`` (the next launch goes on), or ``reused`` (the record answered). ``by_person``: it
-    was stopped by Ctrl-C or SIGTERM. A sweep that its own budget ends is finished where a trial of each dataset has
-    trained to the end (``reason`` says so): those are ranked, tested and crowned. Else, or where a team's budget ends it,
-    it is stopped, and nobody looks at the test split.
-    """
-
-    state: str
-    reason: str | None
-    by_person: bool
-    plan: Plan
-    claim: Claim
-    leaderboard: Leaderboard
-    results: Sequence[Result]
-    prepared: Mapping[str, Prepared]
-    scores: Mapping[tuple[str, int], CellScore]
-    layout: Layout
-    seconds: float
-    parent_run_id: str | None
-    run_ids: Mapping[str, str]
-    tracker: TrackerReport | None
-
-
-class Watch(Protocol):
-    """What a launch tells while it goes."""
-
-    def planned(self, plan: Plan, known: int) -> None:
-        """The plan is made; ``known`` trials have results in the record already."""
-
-    def step(self, what: str) -> None:
-        """What is being done before the first trial starts."""
-
-    def tick(self, tick: Tick) -> None:
-        """How it goes."""
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def planned(self, plan: Plan, known: int) -> None:
-        """Says nothing."""
-
-    def step(self, what: str) -> None:
-        """Says nothing."""
-
-    def tick(self, tick: Tick) -> None:
-        """Says nothing."""
 
 
 def launch(
@@ -139,11 +78,11 @@ def launch(
     store = DatasetStore(settings.data_uri)
     begun = begun or planned(settings, experiment, code_digest=code_digest)
     prepared, facts, the_plan = begun.prepared, begun.facts, begun.plan
-    logs.personal(_personal(prepared))
+    logs.personal(personal_columns(prepared))
     if not is_finished(settings, the_plan.key):
         check_models(the_plan.trials)
         ray_runtime.check_address()
-        _check_placement(experiment)
+        check_nodes(experiment)
     known: dict[tuple[str, int], CellScore] = {}
     growth = growth_of(experiment, the_plan, facts, code_digest=code_digest, known=known)
     with Journal.open(settings.journal_uri) as journal:
@@ -180,30 +119,6 @@ def _interrupt(journal: Journal, claim: Claim, reason: str) -> None:
     journal.set_trial_states(
         claim, [TrialUpdate(cell=r.cell, state="interrupted", epoch=r.epoch, reason=reason) for r in rows]
     )
-
-
-def _check_placement(experiment: Experiment) -> None:
-    """Some node can hold a pack, as far as the nodes are known."""
-    nodes = ray_runtime.nodes(groups_of(os.environ))
-    if nodes is not None:
-        check_placement(experiment.resources, nodes)
-
-
-def _all_at_once(reads: Mapping[str, Callable[[], Shared]]) -> dict[str, Shared]:
-    """Shares datasets side by side: a small one takes seconds, nearly all of it the start of the processes that read it.
-
-    Raises:
-        TiltyardError: Of the first that cannot be shared; the others are ended.
-    """
-    with ThreadPoolExecutor(max_workers=SHARED_AT_ONCE) as pool:
-        found = {name: pool.submit(read) for name, read in reads.items()}
-    errors = [error for f in found.values() if (error := f.exception()) is not None]
-    if errors:
-        for f in found.values():
-            if f.exception() is None:
-                f.result().close()
-        raise errors[0]
-    return {name: f.result() for name, f in found.items()}
 
 
 def growth_of(
@@ -265,6 +180,16 @@ class _Launch:
         self.lease = keep_alive(journal, claim)
         self.growth, self.known = growth, known
         self.started = time.time()
+        self.answer = Answer(
+            experiment=experiment,
+            growth=growth,
+            known=known,
+            prepared=prepared,
+            journal=journal,
+            claim=claim,
+            layout=layout,
+            started=self.started,
+        )
         self.curves = Curves(layout.storage)
         self.page: Page | None = None
         self.warm: Warm | None = None
@@ -285,7 +210,7 @@ class _Launch:
         try:
             board = Leaderboard.from_json(self.layout.storage.read_json(self.layout.leaderboard))
         except MachineError:  # the journal is the record; the file is made from it, and may be lost
-            board = self._board(Look())
+            board = self.answer.board(Look())
         self.watch.planned(self.plan, len(self.plan.trials))
         report = drain_leftover(self.settings, self.claim.key)
         if report is not None and report.parent_run_id is not None:
@@ -293,7 +218,7 @@ class _Launch:
         runs = Tracker(self.settings, self.claim.key).run_ids()
         recorded = self.journal.launch(self.claim.key)
         reason = None if recorded is None else recorded.summary.get("reason")
-        return self._outcome("reused", reason, board, self._results(), report, runs)
+        return self.answer.outcome("reused", reason, board, self.answer.results(), report, runs)
 
     def run(self, store: DatasetStore) -> Outcome:
         """Sweeps what is left, looks at the test split once, and writes the leaderboard."""
@@ -312,7 +237,7 @@ class _Launch:
             self._record_plan()
             with stop_on_signals() as request:
                 driver = self._sweep(tracker, request)
-            if driver.stop_reason is not None and not (driver.budget_ended and self._has_answer()):
+            if driver.stop_reason is not None and not (driver.budget_ended and self.answer.is_there):
                 return self._stopped(driver, tracker, by_person=request.reason is not None)
             return self._finish(driver, tracker, store)
 
@@ -377,10 +302,10 @@ class _Launch:
         if not ray_runtime.is_up():
             self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
             ray_runtime.ensure_ray()
-        _check_placement(self.experiment)
+        check_nodes(self.experiment)
         slots = ray_runtime.slots(resources, groups_of(os.environ))
         slots = min(slots, resources.max_concurrent or slots)
-        first = self._cut_of_first(slots, device)
+        first = cut_of_first(self.settings, self.experiment, self.journal, self.claim, slots=slots, device=device)
         fit = fitting(first.get("slot_bytes"), device, first.get("sizes"))
         size = pack_size_for(
             resources, slots=int(first["slots"]), groups=self.plan.side_by_side, device=device, fit=fit
@@ -405,7 +330,15 @@ class _Launch:
         self.machine = machine
         if not driver.done or machine.outside:
             warm = self.warm or Warm(min(slots, machine.waiting), asked(resources, groups_of(os.environ)))
-            post = self._post(device, slots, first.get("sizes"))
+            post = post_of(
+                self.settings,
+                self.experiment,
+                self.claim,
+                self.prepared,
+                device=device,
+                slots=slots,
+                sizes=first.get("sizes"),
+            )
             try:
                 self._run(driver, post, slots, warm)
             finally:
@@ -428,64 +361,6 @@ class _Launch:
                 run_stock(driver, group, post, max_concurrent=slots)
                 driver.take_in()
 
-    def _cut_of_first(self, slots: int, device: str) -> Mapping[str, Any]:
-        """How the key's first launch cut its packs, and in which chunks: the same packs give the same leaderboard."""
-        sizes = sizes_of(self.settings, device)
-        memory = ray_runtime.slot_bytes(self.experiment.resources, groups_of(os.environ))
-        measured = f"; chunks as measured on {sizes['measured_on']}" if sizes else ""
-        first = self.journal.decide(
-            kind="packs",
-            subject=self.experiment.name,
-            actor="driver",
-            evidence={"slots": slots, "sizes": sizes, "slot_bytes": memory},
-            reasons=[
-                f"the cluster holds {slots} packs at once{measured}",
-                *([] if memory is None else [f"each has {memory >> 20} MiB, and no pack is larger than fits"]),
-            ],
-            outcome=f"packs are cut for {slots} at once, in every launch of this key",
-            once=f"packs/{self.claim.key}",
-            claim=self.claim,
-        )
-        return first.evidence
-
-    def _post(self, device: str, slots: int, sizes: Mapping[str, Any] | None) -> Post:
-        store = DatasetStore(self.settings.data_uri)
-        queued = ", ".join(v.name for v in self.experiment.variants if is_queued(v.model))
-        whole = {"train": f"by {queued}, which cannot be streamed"} if queued else {}
-        splits = _all_at_once(
-            {
-                name: partial(
-                    share,
-                    p.version,
-                    store,
-                    preprocessor=p.preprocessor,
-                    memory_share=self.experiment.resources.memory_share / len(self.prepared),
-                    whole=whole | {"validation": "by scoring"},
-                    consumers=slots,
-                    consumer_cpus=self.experiment.resources.cpus,
-                )
-                for name, p in self.prepared.items()
-            }
-        )
-        return Post(
-            claim=self.claim,
-            journal_uri=self.settings.journal_uri,
-            storage_uri=self.settings.storage_uri,
-            splits=splits,
-            device=device,
-            threads=max(1, int(self.experiment.resources.cpus)),
-            cpus=self.experiment.resources.cpus,
-            gpus=self.experiment.resources.gpus,
-            since=time.time(),
-            trial_s=self.experiment.budget.trial_s,
-            import_paths=import_paths(),
-            sizes=sizes,
-            trace=environment(),
-            experiment=self.experiment.name,
-            job=logs.ids().get("job", ""),
-            personal=_personal(self.prepared),
-        )
-
     def _track(self, tracker: Tracker, trials: Sequence[Trial], machine: Machine) -> None:
         """Hands trials that ended to the writer: whole, with their curves."""
         for trial in trials:
@@ -494,34 +369,23 @@ class _Launch:
             cpus = self.experiment.resources.cpus
             tracker.trial(trial_record(trial, machine.state_of(trial.cell), scores, self.curves, cpus=cpus))
 
-    def _has_answer(self) -> bool:
-        """Some trial of each dataset has trained to the end."""
-        return {r.dataset for r in self._results() if r.state == "done"} == set(self.prepared)
-
     def _stopped(self, driver: SweepDriver, tracker: Tracker, *, by_person: bool) -> Outcome:
         reason = driver.stop_reason
-        board = self._board(Look())
+        board = self.answer.board(Look())
         tracker.close_launch(status="KILLED", metrics={}, tags={"tiltyard.reason": reason or ""})
         report = tracker.close()
         self.journal.release(self.claim, state="stopped", summary={"reason": reason})
-        results = self._results()
-        return self._outcome("stopped", reason, board, results, report, {}, by_person=by_person)
+        results = self.answer.results()
+        return self.answer.outcome("stopped", reason, board, results, report, {}, by_person=by_person)
 
     def _finish(self, driver: SweepDriver, tracker: Tracker, store: DatasetStore) -> Outcome:
-        results = self._results()
-        with_model = [r for r in results if self._leaves_a_model(r.cell)]
+        results = self.answer.results()
+        with_model = self.answer.with_model(results)
         look = look_at_test(
             journal=self.journal,
             layout=self.layout,
             experiment=self.experiment,
-            finalists={
-                dataset: finalists(
-                    [r for r in with_model if r.dataset == dataset],
-                    self.experiment.objective.direction,
-                    self.experiment.search.finalists,
-                )
-                for dataset in self.prepared
-            },
+            finalists=self.answer.finalists(with_model),
             replicates=[r for r in with_model if r.replicate],
             trials={t.cell: t for t in self.plan.trials},
             known=self.known,
@@ -533,7 +397,7 @@ class _Launch:
             claim=self.claim,
             columns=columns_of(store, {n: p.version for n, p in self.prepared.items()}),
         )
-        board = self._board(look)
+        board = self.answer.board(look)
         self.lease.renew()  # a launch that lost its claim must not write over its successor's answer
         self.layout.storage.write_json(self.layout.leaderboard, board.to_json())
         best = {d: row for d in board.tables if (row := board.best(d)) is not None}
@@ -560,59 +424,4 @@ class _Launch:
                 "best": {d: r.cell for d, r in best.items()},
             },
         )
-        return self._outcome("finished", reason, board, results, report, tracker.run_ids())
-
-    def _leaves_a_model(self, cell: str) -> bool:
-        return not trains_itself(self._by_cell[cell].model)
-
-    def _board(self, look: Look) -> Leaderboard:
-        return leaderboard(
-            experiment=self.experiment.name,
-            key=self.claim.key,
-            metric=self.experiment.objective.metric,
-            mode=self.experiment.objective.direction,
-            results=self._results(),
-            tests=look.scores,
-            tied=look.tied,
-            test_looks=look.number,
-            replicate_tests=look.replicates,
-            order_dependent=order_dependent(self.experiment),
-        )
-
-    def _results(self) -> list[Result]:
-        return results_of(self.journal.trials(self.claim.key), self.known, self.experiment.objective.also)
-
-    def _outcome(
-        self,
-        state: str,
-        reason: str | None,
-        board: Leaderboard,
-        results: Sequence[Result],
-        tracker: TrackerReport | None,
-        run_ids: Mapping[str, str],
-        *,
-        by_person: bool = False,
-    ) -> Outcome:
-        recorded = self.journal.launch(self.claim.key)
-        return Outcome(
-            state=state,
-            reason=reason,
-            by_person=by_person,
-            plan=self.plan,
-            claim=self.claim,
-            leaderboard=board,
-            results=results,
-            prepared=self.prepared,
-            scores=self.known,
-            layout=self.layout,
-            seconds=time.time() - self.started,
-            parent_run_id=recorded.parent_run_id if recorded else None,
-            run_ids=run_ids,
-            tracker=tracker,
-        )
-
-
-def _personal(prepared: Mapping[str, Prepared]) -> tuple[str, ...]:
-    """Columns whose values stay out of logs: keys, which name a person or a thing, and sensitive ones."""
-    specs = [p.version.spec for p in prepared.values()]
-    return tuple(sorted({c for spec in specs for c in (*spec.keys, *spec.sensitive)}))
+        return self.answer.outcome("finished", reason, board, results, report, tracker.run_ids())

@@ -89,7 +89,7 @@ class Purse:
             try:
                 self._reserve(start, seconds, now)
             except BudgetExceededError as error:
-                self.refused = str(error)
+                self.refused = _clause(error)
                 continue
             self.refused = None
             return True
@@ -114,7 +114,7 @@ class Purse:
                     self._running[pack_id] = self._extend(pack, seconds)
                     break
                 except BudgetExceededError as error:
-                    refused = str(error)
+                    refused = _clause(error)
             else:
                 if used >= pack.seconds - min(ENDING_S, pack.seconds / 5):
                     return refused
@@ -166,6 +166,11 @@ class Purse:
     def _metered(self) -> Seconds:
         spent = self._journal.spend(self._claim.key)
         return Seconds(cpu_s=spent.cpu_s, gpu_s=spent.gpu_s)
+
+
+def _clause(error: BudgetExceededError) -> str:
+    """As a reason: whoever tells it ends the sentence."""
+    return str(error).removesuffix(".")
 
 
 def _kind(start: StartPack) -> str:
