@@ -12,7 +12,6 @@ from torch import nn
 from tiltyard.training import Member, Pack, build_module
 from tiltyard.training.randomness import at_place, keys, normal, uniform
 
-TOLERANCE: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-6}
 OWN: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.4},
     "noise": {"input_noise": 0.5},
@@ -27,7 +26,7 @@ OWN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", sorted(OWN))
 @pytest.mark.parametrize("model", ["linear", "mlp", "resmlp", "cnn"])
 def test_member_with_values_of_its_own_agrees_with_plain_torch(
-    model: str, what: str, worlds: Any, alone: Any, params_of: Any
+    model: str, what: str, worlds: Any, near_float64: Any, params_of: Any
 ) -> None:
     world = worlds["multiclass"]
     spec, epochs = world.spec(model), [world.batches(e) for e in range(2)]
@@ -36,12 +35,12 @@ def test_member_with_values_of_its_own_agrees_with_plain_torch(
     for batches in epochs:
         pack.train_epoch(batches)
     for member in own:
-        torch.testing.assert_close(params_of(pack, member.name), alone(spec, member).train(epochs).flat(), **TOLERANCE)
+        near_float64(params_of(pack, member.name), spec, member, epochs)
     if (model, what) != ("linear", "dropout"):  # no dropout layer there
         assert not torch.allclose(params_of(pack, "plain"), params_of(pack, "own"), atol=1e-4)
 
 
-def test_member_of_every_task_agrees_with_plain_torch(world: Any, alone: Any, params_of: Any) -> None:
+def test_member_of_every_task_agrees_with_plain_torch(world: Any, near_float64: Any, params_of: Any) -> None:
     spec, epochs = world.spec("mlp"), [world.batches(e) for e in range(2)]
     weights = tuple(0.5 + i for i in range(world.outputs)) if str(world.task) != "regression" else None
     own = [
@@ -51,11 +50,7 @@ def test_member_of_every_task_agrees_with_plain_torch(world: Any, alone: Any, pa
     pack = Pack.create(spec, own)
     losses = [pack.train_epoch(batches) for batches in epochs]
     for i, member in enumerate(own):
-        solo = alone(spec, member).train(epochs)
-        torch.testing.assert_close(params_of(pack, member.name), solo.flat(), **TOLERANCE)
-        torch.testing.assert_close(
-            torch.tensor([float(e[i]) for e in losses]), torch.tensor(solo.losses), rtol=1e-4, atol=1e-5
-        )
+        near_float64(params_of(pack, member.name), spec, member, epochs, [float(e[i]) for e in losses])
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp", "resmlp", "cnn"])
