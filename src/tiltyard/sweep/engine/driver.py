@@ -6,17 +6,15 @@ same key, does what is left. Resume is the same code as the first start.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray import tune
-from ray.air._internal import usage
 
 from tiltyard.experiment import Experiment
-from tiltyard.journal import CellScore, Claim, Journal, TrialUpdate
+from tiltyard.journal import Attempt, CellScore, Claim, Journal, TrialUpdate
 from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.control import Control
@@ -26,6 +24,7 @@ from tiltyard.sweep.engine.packing import is_queued
 from tiltyard.sweep.engine.purse import Purse
 from tiltyard.sweep.engine.saving import ask_packs, save_s
 from tiltyard.sweep.engine.searcher import Heartbeat, PackSearcher, StopNow, Unheard
+from tiltyard.sweep.engine.tuners import set_up
 from tiltyard.sweep.engine.worker import Post, train_pack
 from tiltyard.sweep.halving import (
     Machine,
@@ -208,6 +207,14 @@ class SweepDriver:
         self._purse.ended(pack_id)
         self.take_in()
 
+    def pack_ran_out(self, pack_id: str, why: str) -> None:
+        """Ray ended an attempt for its node's memory: the next one steps half as many members together."""
+        tried = self.journal.attempts(self.claim.key, pack_id)
+        if tried and tried[-1].state == "running":
+            held_s = self._meter_last_attempt(pack_id)
+            attempt = Attempt(key=self.claim.key, pack_id=pack_id, number=tried[-1].number, fence=self.claim.fence)
+            self.journal.fail_attempt(attempt, why, metered_s=held_s)
+
     def take_in(self) -> None:
         """What can join the plan joins; what was decided and how trials stand is recorded."""
         if not self.stopping:
@@ -297,14 +304,16 @@ class SweepDriver:
             return f"the budget's wall time of {limit:g} s is used up"
         return None
 
-    def _meter_last_attempt(self, pack_id: str) -> None:
-        """Charges an attempt whose process was ended or died before it could charge itself."""
-        tried = [a for a in self.journal.attempts(self.claim.key) if a.pack_id == pack_id]
-        if tried and tried[-1].state == "running":
-            since = tried[-1].layout.get("unpaid_since", tried[-1].started)
-            held_s, resources = time.time() - since, self.experiment.resources
-            cpu_s, gpu_s = held_s * resources.cpus, held_s * resources.gpus
-            self.journal.meter(key=self.claim.key, what="ended packs", wall_s=held_s, cpu_s=cpu_s, gpu_s=gpu_s)
+    def _meter_last_attempt(self, pack_id: str) -> float:
+        """Charges an attempt whose process was ended or died before it could charge itself; the seconds it held."""
+        tried = self.journal.attempts(self.claim.key, pack_id)
+        if not tried or tried[-1].state != "running":
+            return 0.0
+        since = float(tried[-1].layout.get("unpaid_since", tried[-1].started))
+        held_s, resources = time.time() - since, self.experiment.resources
+        cpu_s, gpu_s = held_s * resources.cpus, held_s * resources.gpus
+        self.journal.meter(key=self.claim.key, what="ended packs", wall_s=held_s, cpu_s=cpu_s, gpu_s=gpu_s)
+        return held_s
 
     def _sync(self, cells: Sequence[str] | None = None) -> None:
         """Writes states that changed to the journal, and tells of trials that ended."""
@@ -368,7 +377,7 @@ class SweepDriver:
         return Seat(cell=trial.cell, seed=trial.seed, config=trial.config, source=source)
 
     def _why_lost(self, pack_id: str, *, failed: bool) -> str:
-        said = [a for a in self.journal.attempts(self.claim.key) if a.pack_id == pack_id and a.reason]
+        said = [a for a in self.journal.attempts(self.claim.key, pack_id) if a.reason]
         if said:
             return str(said[-1].reason)
         return "the worker process died before it could say why" if failed else "the worker ended without a score"
@@ -380,7 +389,7 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
     trainable = tune.with_resources(
         tune.with_parameters(train_pack, post=post), asked(resources, groups_of(os.environ))
     )
-    quiet()
+    set_up()
     tune.Tuner(
         trainable,
         param_space={},
@@ -400,24 +409,3 @@ def run_packs(driver: SweepDriver, post: Post, *, max_concurrent: int) -> None:
         ),
     ).fit()
     driver.close()
-
-
-def quiet() -> None:
-    """Turns off Ray Tune's own progress, loggers and result files: the journal, the curves and our progress say it all."""
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a report without the metric ends its trial, not the sweep
-    os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", "10")  # an actor that does not obey is killed
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints a box at the start; the old one leaves all to `Unheard`
-    if (
-        os.environ.get("RAY_USAGE_STATS_ENABLED") != "1"
-    ):  # to count callbacks for the statistics loads MLflow: 1 s of fit()
-        usage.tag_callbacks = _uncounted
-    for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _uncounted(callbacks: object) -> bool:
-    """In place of Ray Tune's count of callbacks."""
-    del callbacks
-    return False

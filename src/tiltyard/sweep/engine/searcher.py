@@ -12,6 +12,9 @@ from ray.tune import Callback, Stopper
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
+from tiltyard.sweep.engine.memory import OUT_OF_MEMORY
+from tiltyard.sweep.engine.tuners import last_error
+
 
 class Conductor(Protocol):
     """Who decides: the driver, around `tiltyard.sweep.halving.Machine`."""
@@ -21,6 +24,9 @@ class Conductor(Protocol):
 
     def pack_ended(self, pack_id: str, *, failed: bool) -> None:
         """A Tune trial ended: its result is in the journal, or it failed for good."""
+
+    def pack_ran_out(self, pack_id: str, why: str) -> None:
+        """Ray ended a pack's process, for its node ran low on memory; it is tried again."""
 
     def tick(self) -> None:
         """Called all the time while packs run: checks the claim, shows progress, obeys requests."""
@@ -94,7 +100,7 @@ class PackSearcher(Led, Searcher):
 
 
 class Heartbeat(Led, Callback):
-    """Ray Tune's event loop, as our clock."""
+    """Ray Tune's event loop, as our clock; and what it says of a pack that died and is tried again."""
 
     def __init__(self, conductor: Conductor) -> None:
         self._conductor = conductor
@@ -103,6 +109,13 @@ class Heartbeat(Led, Callback):
         """After every turn of the loop."""
         del iteration, trials, info
         self._conductor.tick()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """An attempt at a pack died and another will start."""
+        del iteration, trials, info
+        why = last_error(trial)
+        if why.startswith(OUT_OF_MEMORY):
+            self._conductor.pack_ran_out(trial.config["pack"], why)
 
 
 class Unheard(TrialProgressCallback):

@@ -19,7 +19,6 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,17 +27,18 @@ from ray import tune
 from ray.tune import Callback, Stopper
 from ray.tune.search import BasicVariantGenerator
 
-from tiltyard.journal import Attempt, CellScore, storable
+from tiltyard.journal import Attempt, CellScore
 from tiltyard.models import builder
 from tiltyard.money.prices import noted
 from tiltyard.placement import asked, groups_of
-from tiltyard.sweep.engine.driver import SweepDriver, quiet
+from tiltyard.sweep.engine.driver import SweepDriver
 from tiltyard.sweep.engine.execute import CURVES
 from tiltyard.sweep.engine.own import number, wrong_report
 from tiltyard.sweep.engine.searcher import Led, Unheard
 from tiltyard.sweep.engine.stock_checkpoints import KEPT, UNSAVED, Saved, give, note, pack_id_of, saved_of
 from tiltyard.sweep.engine.stock_schedulers import scheduler_of
 from tiltyard.sweep.engine.stock_trainables import TRIAL, param_space, trainable_of
+from tiltyard.sweep.engine.tuners import last_error, set_up
 from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.halving import StartPack, TrialState
 from tiltyard.sweep.plan import Group, Trial
@@ -58,7 +58,7 @@ def run_stock(driver: SweepDriver, group: Group, post: Post, *, max_concurrent: 
         return
     experiment, resources = driver.experiment, driver.experiment.resources
     conductor = _Conductor(driver, group, trials)
-    quiet()
+    set_up()
     tuner = tune.Tuner(
         tune.with_resources(trainable_of(group, experiment, post), asked(resources, groups_of(os.environ))),
         param_space=param_space(list(trials.values())),
@@ -328,7 +328,7 @@ class _Told(Led, Callback):
         """A trial raised, or its process died."""
         del iteration, trials, info
         self._conductor.start(trial)  # one whose set-up raises was never said to have started
-        self._conductor.end(trial, error=_why(trial))
+        self._conductor.end(trial, error=last_error(trial))
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
         """A trial's checkpoint is in storage."""
@@ -388,16 +388,6 @@ def _checkpoints(group: Group) -> tune.CheckpointConfig:
     found = builder(group.model.removeprefix(TUNE_TRAINABLE)) if group.model.startswith(TUNE_TRAINABLE) else None
     saves = inspect.isclass(found) and getattr(found, "save_checkpoint", None) is not tune.Trainable.save_checkpoint
     return tune.CheckpointConfig(num_to_keep=KEPT, checkpoint_frequency=1 if saves else 0, checkpoint_at_end=saves)
-
-
-def _why(tune_trial: Any) -> str:
-    """The last line of what Ray Tune wrote of an error, here: it reaches the storage later."""
-    try:
-        told = Path(tune_trial.error_file).read_text(errors="backslashreplace")
-    except (OSError, TypeError):
-        told = ""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return storable(lines[-1][:2000]) if lines else "its process died before it could say why"
 
 
 def _last_of_each_epoch(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
