@@ -5,6 +5,7 @@ at once. Ray starts such processes ahead of their actors where it is asked to (i
 to the first actor that wants the very same runtime environment. Ray Tune's actors always have one of their own, so nobody
 else takes these. They are asked for as soon as Ray is up, and load while the driver shares the data.
 
+Each says in the cluster's key-value store that it began to load and that it has loaded; the first packs wait for that.
 They hold no CPU of Ray's and belong to this job: what no pack took within `KEPT_S` is Ray's to end as any idle process.
 Where a node cannot be asked, its packs start as they would without this.
 """
@@ -26,6 +27,7 @@ from ray._private.runtime_env.setup_hook import decode_function_key
 from ray._private.utils import get_runtime_env_info
 from ray._private.worker import global_worker
 from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+from ray.experimental import internal_kv
 from ray.runtime_env import RuntimeEnv
 from ray.runtime_env.runtime_env import _merge_runtime_env
 from ray.tune.execution import class_cache
@@ -35,8 +37,12 @@ from tiltyard.placement import fit
 KEPT_S = 120
 """Sharing large data takes longer than starting processes."""
 ANSWER_S = 10.0
-KNOWN_S = 1.5
-"""Until a process has told its raylet that it is there, an actor gets another one, and twice as many load at once."""
+BEGUN_S = 1.5
+"""A process that will start has begun to load by then; before it is known to its raylet, an actor gets another one, and
+twice as many load at once."""
+READY_S = 10.0
+"""For one that has begun to load it is worth to wait so long: an actor that starts meanwhile takes the same cores."""
+LOOK_EVERY_S = 0.05
 LOADED = (
     "torch",
     "torch.func",
@@ -50,6 +56,7 @@ LOADED = (
     "psutil",
 )
 """What a pack needs of other people's packages. None of ours: where Ray finds those is settled by a process's first work."""
+_BEGUN, _LOADED = "begun", "loaded"
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,14 +72,17 @@ class Warm:
         self._hook: dict[str, str] = {}
         try:
             wanted = spread(packs, ask, _alive())
-            key = global_worker.function_actor_manager.export_setup_func(_loader(LOADED), timeout=int(ANSWER_S))
+            job = global_worker.current_job_id.binary()
+            self._told = f"tiltyard-warm/{job.hex()}/"
+            loader = _loader(LOADED, self._told)
+            key = global_worker.function_actor_manager.export_setup_func(loader, timeout=int(ANSWER_S))
             hook = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: decode_function_key(key)}
             environment = _environment_of_actors(hook)
         except Exception as error:  # of what is Ray's own and may change
             _LOG.info("no process is warmed for packs: %s: %s", type(error).__name__, error)
             return
-        self._hook, self._asked = hook, time.monotonic()
-        job = global_worker.current_job_id.binary()
+        self._hook, self._asked, self._left = hook, time.monotonic(), _said(self._told)
+        self._wanted = sum(wanted.values())
         for address, count in wanted.items():
             threading.Thread(target=_prestart, args=(address, count, environment, job), daemon=True).start()
 
@@ -83,7 +93,7 @@ class Warm:
         Their runtime environment names what loads the packages; Ray Tune 2.60 takes it from ``DEFAULT_ENV_VARS``.
         """
         if self._hook:
-            time.sleep(max(0.0, self._asked + KNOWN_S - time.monotonic()))
+            self._wait()
         before = dict(class_cache.DEFAULT_ENV_VARS)
         class_cache.DEFAULT_ENV_VARS.update(self._hook)
         try:
@@ -91,6 +101,15 @@ class Warm:
         finally:
             class_cache.DEFAULT_ENV_VARS.clear()
             class_cache.DEFAULT_ENV_VARS.update(before)
+
+    def _wait(self) -> None:
+        """Until every process that began to load has loaded, and no more of them are to come."""
+        while (waited := time.monotonic() - self._asked) < READY_S:
+            said = _said(self._told) - self._left
+            begun, loaded = (sum(key.endswith(word) for key in said) for word in (_BEGUN, _LOADED))
+            if loaded >= begun and (begun >= self._wanted or waited >= BEGUN_S):
+                return
+            time.sleep(LOOK_EVERY_S)
 
 
 def spread(packs: int, ask: Mapping[str, float], nodes: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, int]:
@@ -120,18 +139,34 @@ def _alive() -> list[tuple[str, Mapping[str, float]]]:
     return [(f"{n['NodeManagerAddress']}:{n['NodeManagerPort']}", n["Resources"]) for n in nodes if n["Alive"]]
 
 
-def _loader(names: Sequence[str]) -> Callable[[], None]:
+def _loader(names: Sequence[str], prefix: str) -> Callable[[], None]:
     """A function that travels whole, so that a process runs it before it can find our package."""
+    begun, loaded = _BEGUN, _LOADED
 
     def load() -> None:
         import contextlib
         import importlib
+        import os
+        import socket
 
+        from ray.experimental import internal_kv
+
+        def say(word: str) -> None:
+            with contextlib.suppress(Exception):
+                internal_kv._internal_kv_put(f"{prefix}{socket.gethostname()}/{os.getpid()}/{word}", b"")
+
+        say(begun)
         for name in names:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+        say(loaded)
 
     return load
+
+
+def _said(prefix: str) -> set[str]:
+    """What processes of this job said, in any of its sweeps."""
+    return {key.decode() for key in internal_kv._internal_kv_list(prefix)}
 
 
 def _environment_of_actors(hook: Mapping[str, str]) -> Any:
