@@ -297,6 +297,11 @@ class Resources(_Spec):
     memory_share: float = Field(default=0.5, gt=0, le=1)
 
 
+SILENT_S = 4 * 3600.0
+"""Where `Budget.trial_s` is not set, a trial of a user's own training that comes to no new epoch for this long is ended: one
+that hangs would hold its sweep, and all that is paid for it, without an end."""
+
+
 class Budget(_Spec):
     """The most that may be used; None is no limit. Reserved before a pack starts, settled after, in metered seconds.
 
@@ -305,7 +310,8 @@ class Budget(_Spec):
         trials: Trials over all variants and datasets.
         cpu_hours: CPU-hours over all launches of the same experiment.
         gpu_hours: GPU-hours over all launches of the same experiment.
-        trial_s: Seconds of one trial of your own training (``train:...``); one that takes longer is ended and has failed.
+        trial_s: Seconds of one trial of your own training (``train:...``, ``tune:...``); one that takes longer is ended and
+            has failed. Where None, one that comes to no new epoch for `SILENT_S` (four hours) is.
         team: Whose budget is charged too; set it with ``tiltyard budget set``.
     """
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from tiltyard.experiment import SILENT_S
 from tiltyard.report.boards import leaderboard_view, plan_table
 from tiltyard.report.terminal import (
     Best,
@@ -21,6 +22,7 @@ from tiltyard.report.terminal import (
     score,
 )
 from tiltyard.settings import shown
+from tiltyard.types import trains_itself
 
 if TYPE_CHECKING:
     from tiltyard.crown import Crowned, Served
@@ -66,6 +68,13 @@ class Teller:
         if known >= self._total:
             return
         self._console.print(plan_table(plan, known=known))
+        unlimited = [v.name for v in self._experiment.variants if trains_itself(v.model)]
+        if unlimited and self._experiment.budget.trial_s is None:
+            self._say(
+                f"{', '.join(unlimited)}: no budget.trial_s is set, so a trial that reports no new epoch for "
+                f"{SILENT_S / 3600:g} hours is ended",
+                "dim",
+            )
         self._shown = SweepProgress(
             title=self._experiment.name,
             total=self._total,
@@ -137,10 +146,9 @@ class Teller:
                 "yellow",
             )
         if outcome.state == "stopped":
-            self._say(
-                f"Stopped: {outcome.reason}. All that was finished is kept; the next start goes on from there.",
-                "yellow",
-            )
+            reason = outcome.reason or ""
+            said = f"S{reason[1:]}" if reason.startswith("stopped ") else f"Stopped: {reason}"
+            self._say(f"{said}. All that was finished is kept; the next start goes on from there.", "yellow")
 
     def crowned(self, crowned: Sequence[Crowned]) -> None:
         """Which winners are in the registry, and under which aliases."""

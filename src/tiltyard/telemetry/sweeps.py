@@ -151,7 +151,7 @@ _SIGNS = (
     ("diverged", r"diverged|not a finite number"),
     ("out_of_memory", r"out of memory|OutOfMemory"),
     ("worker_died", r"process died|worker died|WorkerCrashed|ActorDied|NodeDied"),
-    ("time", r"took longer than|timed? out"),
+    ("time", r"took longer than|no new epoch for|timed? out"),
     ("data", r"DataError|DatasetNotFound|CheckFailed|dataset"),
 )
 

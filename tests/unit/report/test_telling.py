@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from tiltyard.distributions import loguniform
-from tiltyard.experiment import Experiment, Halving, Objective, Search, Variant
+from tiltyard.experiment import Budget, Experiment, Halving, Objective, Search, Variant
 from tiltyard.report.telling import Teller
 from tiltyard.report.terminal import SteadyConsole
 from tiltyard.settings import Settings
@@ -88,6 +88,19 @@ def test_teller_of_a_known_plan_prints_its_key_and_no_table() -> None:
     assert "compared after epochs" not in out.getvalue()
 
 
+def test_teller_of_a_plan_with_training_of_a_users_own_says_when_a_trial_without_a_limit_is_ended() -> None:
+    out = io.StringIO()
+    own = Variant(name="mine", model="train:users_training:nearest", fixed={"scale": 1.0})
+    for budget, told in ((Budget(), True), (Budget(trial_s=60), False)):
+        told_of = EXPERIMENT.model_copy(update={"variants": (own, *EXPERIMENT.variants), "budget": budget})
+        tell = Teller(told_of, SteadyConsole(file=out, width=140, no_color=True, highlight=False))
+        tell.planned(planned(), known=0)
+        tell.close()
+        line = "mine: no budget.trial_s is set, so a trial that reports no new epoch for 4 hours is ended"
+        assert (line in out.getvalue()) == told
+        out.truncate(0)
+
+
 def test_teller_of_a_new_plan_prints_the_table_and_then_progress() -> None:
     tell, out = teller()
     tell.planned(planned(), known=0)
@@ -121,7 +134,7 @@ def test_teller_of_a_reused_or_stopped_result_says_so_first_or_last() -> None:
     assert "the answer is from the record" in out.getvalue()
     tell, out = teller()
     tell.result(outcome("stopped"))
-    assert "Stopped: stopped by Ctrl-C. All that was finished is kept" in out.getvalue()
+    assert "Stopped by Ctrl-C. All that was finished is kept" in out.getvalue()
 
 
 def test_teller_of_served_champions_says_equal_or_by_how_much_they_differ() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import sweeps
 
 from tiltyard.data.feed import local_feed
 from tiltyard.errors import ModelError, SpecError
-from tiltyard.experiment import Champion, Halving, Search, Variant
+from tiltyard.experiment import SILENT_S, Champion, Halving, Search, Variant
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.execute import CURVES, Outcome, execute, read_curves
 from tiltyard.sweep.engine.layout import Storage
-from tiltyard.sweep.engine.own import check_own
+from tiltyard.sweep.engine.own import check_own, run_own, too_long
 from tiltyard.sweep.plan import DatasetFacts, plan
 from tiltyard.telemetry.logs import bound
 from tiltyard.types import Task
@@ -57,8 +58,8 @@ def feed(split: str) -> Any:
     return local_feed(x, y, content_digest="d" * 64, split=split, batch_size=16, data_seed=0)
 
 
-def run(folder: Path, function: str, configs: list[dict[str, Any]], *, epochs: int = 2, **how: Any) -> Outcome:
-    assignment = Assignment(
+def assigned(function: str, configs: list[dict[str, Any]], epochs: int = 2) -> Assignment:
+    return Assignment(
         pack_id="own@rings/r0/0",
         group="own@rings",
         rung=0,
@@ -74,8 +75,11 @@ def run(folder: Path, function: str, configs: list[dict[str, Any]], *, epochs: i
         data_seed=0,
         seats=tuple(Seat(cell=f"c{i}", seed=i, config=c) for i, c in enumerate(configs)),
     )
+
+
+def run(folder: Path, function: str, configs: list[dict[str, Any]], *, epochs: int = 2, **how: Any) -> Outcome:
     feeds = {"train": feed("train"), "validation": feed("validation")}
-    return execute(assignment, **feeds, storage=Storage(""), folder=folder, **how)
+    return execute(assigned(function, configs, epochs), **feeds, storage=Storage(""), folder=folder, **how)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +140,28 @@ def test_own_training_that_never_returns_is_ended_after_its_time_and_the_next_tr
     assert outcome.failed == {"c0": why, "c1": why}
     assert set(outcome.scores) == {"c2"}
     assert not [p for p in psutil.Process().children(recursive=True) if "own_child" in _command(p)]
+
+
+@pytest.mark.slow
+def test_own_training_without_a_limit_is_ended_once_it_comes_to_no_new_epoch() -> None:
+    found: dict[str, Outcome] = {}
+
+    @contextlib.contextmanager
+    def member(cell: str) -> Iterator[tuple[Outcome, Path]]:
+        found[cell] = Outcome()
+        yield found[cell], Path()
+
+    configs = [{"how": "never"}, {"how": "deaf"}]
+    run_own(assigned("misbehave", configs), feed("train"), feed("validation"), member, lambda _: None, silent_s=1.0)
+    why = "it reported no new epoch for 1 s; where an epoch takes longer, set budget.trial_s"
+    assert [o.failed for o in found.values()] == [{"c0": why}, {"c1": why}]
+
+
+def test_time_of_a_trial_is_its_budgets_where_there_is_one_and_else_that_without_a_new_epoch() -> None:
+    assert too_long(None, took_s=1e9, quiet_s=SILENT_S) is None
+    assert too_long(None, took_s=SILENT_S, quiet_s=SILENT_S + 1) is not None
+    assert too_long(2 * SILENT_S, took_s=1.5 * SILENT_S, quiet_s=1.5 * SILENT_S) is None, "its budget stands for it"
+    assert too_long(5.0, took_s=6.0, quiet_s=0.0) == "it took longer than budget.trial_s allows (5 s)"
 
 
 def _command(process: psutil.Process) -> str:

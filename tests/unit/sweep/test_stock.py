@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tiltyard import Budget, DatasetRef, Experiment, Objective, Search, Variant, uniform
+from tiltyard.experiment import SILENT_S
 from tiltyard.journal import Journal, Owner
 from tiltyard.sweep.engine import stock
 from tiltyard.sweep.engine.control import Control
@@ -65,8 +66,8 @@ class Made:
 class Sweep:
     """A driver with its conductor, and three Tune trials of which so many run and the others have been made."""
 
-    def __init__(self, journal: Journal, folder: Path, begun: int = 3) -> None:
-        first = plan(EXPERIMENT, FACTS, code_digest="c")
+    def __init__(self, journal: Journal, folder: Path, begun: int = 3, experiment: Experiment = EXPERIMENT) -> None:
+        first = plan(experiment, FACTS, code_digest="c")
         self.claim = journal.claim(first.key, experiment="demo", spec="{}", owner=Owner.here())
         journal.add_trials(self.claim, [trial_row(first.key, t) for t in first.trials])
         self.machine = Machine(
@@ -77,11 +78,11 @@ class Sweep:
             shape=lambda trial: "",
             known={},
         )
-        growth = Growth(experiment=EXPERIMENT, plan=first, facts=FACTS, code_digest="c", known={})
+        growth = Growth(experiment=experiment, plan=first, facts=FACTS, code_digest="c", known={})
         self.stop: str | None = None
         self.driver = SweepDriver(
             plan=first,
-            experiment=EXPERIMENT,
+            experiment=experiment,
             journal=journal,
             claim=self.claim,
             lease=keep_alive(journal, self.claim),
@@ -92,7 +93,7 @@ class Sweep:
             on_end=lambda cells: None,
             stop_requested=lambda: self.stop,
             grow=tuple,
-            control=Control(journal=journal, claim=self.claim, experiment=EXPERIMENT, growth=growth),
+            control=Control(journal=journal, claim=self.claim, experiment=experiment, growth=growth),
         )
         (group,) = first.groups
         self.cells = [t.cell for t in group.trials]
@@ -154,6 +155,27 @@ def test_trial_that_never_comes_to_its_begin_is_ended_after_its_time_and_that_of
     sweep.conductor.turn(sweep.tune_trials[:1])
     why = "it had not begun 110 s after its process was started: 60 s for that and budget.trial_s"
     assert sweep.states()[0] == ("failed", 0, why)
+
+
+def test_trial_without_a_limit_is_ended_once_it_says_nothing_for_hours(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlimited = EXPERIMENT.model_copy(update={"budget": Budget()})
+    sweep = Sweep(journal, tmp_path, begun=2, experiment=unlimited)
+    now = [time.time()]
+    monkeypatch.setattr(stock, "time", SimpleNamespace(time=lambda: now[0]))
+    sweep.conductor.turn(sweep.tune_trials)  # the third has a process, and begins never
+    now[0] += SILENT_S - 1
+    sweep.report(0, 1, 0.5)
+    sweep.conductor.turn(sweep.tune_trials)
+    assert {s for s, _, _ in sweep.states()} == {"running", "planned"}
+    now[0] += stock.START_S + 2
+    sweep.conductor.turn(sweep.tune_trials)
+    assert sweep.states() == [
+        ("running", 0, None),
+        ("failed", 0, "it reported no new epoch for 14400 s; where an epoch takes longer, set budget.trial_s"),
+        ("failed", 0, "it had not begun 14460 s after its process was started"),
+    ]
 
 
 def test_trial_that_raised_bears_the_last_line_that_ray_tune_wrote_of_it(journal: Journal, tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def test_reasons_fall_into_few_classes() -> None:
         "out of memory: 3 GiB": "out_of_memory",
         "the worker process died before it could say why": "worker_died",
         "it took longer than budget.trial_s allows (3 s)": "time",
+        "it reported no new epoch for 14400 s; where an epoch takes longer, set budget.trial_s": "time",
         "ValueError: boom": "error",
         "": "error",
     }

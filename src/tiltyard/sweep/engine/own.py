@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from tiltyard.errors import ModelError
+from tiltyard.experiment import SILENT_S
 from tiltyard.journal import storable
 from tiltyard.models import builder
 from tiltyard.sweep.engine.assignment import Assignment, Seat
@@ -179,10 +180,12 @@ def run_own(
     withdrawn: Callable[[], Collection[str]] = tuple,
     go_on: Callable[[], bool] = lambda: True,
     trial_s: float | None = None,
+    silent_s: float = SILENT_S,
 ) -> None:
     """Trains each seat from epoch 0; scores, failures and curves go into what ``member`` gives for it.
 
-    One that a person stops, or that takes longer than ``trial_s``, is ended with all that it started.
+    One that a person stops, or that takes longer than ``trial_s``, is ended with all that it started; without a ``trial_s``,
+    one that comes to no new epoch for ``silent_s``.
     ``go_on`` is asked before each, and may wait; False ends the queue with what it has done.
     """
     with tempfile.TemporaryDirectory(prefix="tiltyard-") as name:
@@ -194,7 +197,7 @@ def run_own(
                 if not go_on():
                     return
                 with member(seat.cell) as (outcome, _):
-                    _run_seat(child, assignment, seat, outcome, withdrawn, trial_s)
+                    _run_seat(child, assignment, seat, outcome, withdrawn, trial_s, silent_s)
                 on_epoch(assignment.to_epoch * done // len(assignment.seats))
 
 
@@ -205,20 +208,25 @@ def _run_seat(
     outcome: Outcome,
     withdrawn: Callable[[], Collection[str]],
     trial_s: float | None,
+    silent_s: float,
 ) -> None:
     last: dict[str, float] = {}
-    until = math.inf if trial_s is None else time.monotonic() + trial_s
+    began = heard = time.monotonic()
+    newest = 0
 
     def why_end() -> str | None:
         if seat.cell in withdrawn():
             return "stopped by a person"
-        return f"it took longer than budget.trial_s allows ({trial_s:g} s)" if time.monotonic() > until else None
+        return too_long(trial_s, took_s=time.monotonic() - began, quiet_s=time.monotonic() - heard, silent_s=silent_s)
 
     def on_report(epoch: Any, metrics: dict[str, Any]) -> str | None:
+        nonlocal heard, newest
         wrong = wrong_report(epoch, metrics, assignment.metrics)
         if wrong is None:
             scores = {m: float(metrics[m]) for m in assignment.metrics}
             outcome.add_point(seat.cell, epoch, number(metrics.get("train_loss")), scores)
+            if epoch > newest:
+                newest, heard = epoch, time.monotonic()
             last.clear()
             last.update(scores)
         return wrong
@@ -245,6 +253,22 @@ def _run_seat(
         outcome.scores[seat.cell] = last
     else:
         outcome.failed[seat.cell] = reason
+
+
+def too_long(trial_s: float | None, *, took_s: float, quiet_s: float, silent_s: float = SILENT_S) -> str | None:
+    """Why a trial that trains itself is to be ended for its time, if so.
+
+    Args:
+        trial_s: ``budget.trial_s``.
+        took_s: Seconds since it began.
+        quiet_s: Seconds since it began, or reported a new epoch.
+        silent_s: How long it may come to none where there is no ``trial_s``.
+    """
+    if trial_s is not None:
+        return f"it took longer than budget.trial_s allows ({trial_s:g} s)" if took_s > trial_s else None
+    if quiet_s > silent_s:
+        return f"it reported no new epoch for {silent_s:g} s; where an epoch takes longer, set budget.trial_s"
+    return None
 
 
 def wrong_report(epoch: Any, metrics: dict[str, Any], wanted: tuple[str, ...]) -> str | None:

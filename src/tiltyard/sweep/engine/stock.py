@@ -27,13 +27,14 @@ from ray import tune
 from ray.tune import Callback, Stopper
 from ray.tune.search import BasicVariantGenerator
 
+from tiltyard.experiment import SILENT_S
 from tiltyard.journal import Attempt, CellScore
 from tiltyard.models import builder
 from tiltyard.money.prices import noted
 from tiltyard.placement import asked, groups_of
 from tiltyard.sweep.engine.driver import SweepDriver
 from tiltyard.sweep.engine.execute import CURVES
-from tiltyard.sweep.engine.own import number, wrong_report
+from tiltyard.sweep.engine.own import number, too_long, wrong_report
 from tiltyard.sweep.engine.searcher import Led, Unheard
 from tiltyard.sweep.engine.stock_checkpoints import KEPT, UNSAVED, Saved, give, note, pack_id_of, saved_of
 from tiltyard.sweep.engine.stock_schedulers import scheduler_of
@@ -99,6 +100,7 @@ class _Conductor:
         self._cells: dict[str, str] = {}
         self._goes_on_from: dict[str, int] = {}
         self._made: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
 
     def add(self, tune_trial: Any) -> None:
         """Ray Tune has made a trial of one of ours; what an earlier launch saved of it is given to it."""
@@ -157,7 +159,8 @@ class _Conductor:
                 **noted(os.environ, self.driver.experiment.resources),
             },
         )
-        self.running[cell] = attempt, time.time()
+        now = time.time()
+        self.running[cell], self._heard[cell] = (attempt, now), now
         self._tell(cell, TrialState(state="running"))
 
     def report(self, tune_trial: Any, result: Mapping[str, Any]) -> bool:
@@ -172,6 +175,7 @@ class _Conductor:
             self._wrong.setdefault(cell, wrong)
             return True
         point = {"cell": cell, "epoch": epoch, "train_loss": number(told.get("train_loss"))}
+        self._heard[cell] = time.time()
         self._points.setdefault(cell, []).append(point | {m: float(told[m]) for m in metrics})
         return epoch >= self.max_epochs or self.driver.machine.is_withdrawn(cell)
 
@@ -193,8 +197,10 @@ class _Conductor:
                 if cell not in self._ended:
                     self._look_at_start(tune_trial, limit)
                 continue
-            if limit is not None and time.time() - self.running[cell][1] > limit:
-                self._wrong.setdefault(cell, f"it took longer than budget.trial_s allows ({limit:g} s)")
+            now = time.time()
+            why = too_long(limit, took_s=now - self.running[cell][1], quiet_s=now - self._heard[cell])
+            if why is not None:
+                self._wrong.setdefault(cell, why)
             elif not self.driver.machine.is_withdrawn(cell):
                 continue
             self.controller.stop_trial(tune_trial)
@@ -204,10 +210,10 @@ class _Conductor:
         cell = self.cell_of(tune_trial)
         if self.driver.machine.is_withdrawn(cell):
             self.controller.stop_trial(tune_trial)
-        elif limit is not None and self._since_made_s(tune_trial) > limit + START_S:
+        elif self._since_made_s(tune_trial) > (most := (SILENT_S if limit is None else limit) + START_S):
             self.start(tune_trial)
-            why = f"it had not begun {limit + START_S:g} s after its process was started: {START_S:g} s for that and budget.trial_s"
-            self._wrong.setdefault(cell, why)
+            more = "" if limit is None else f": {START_S:g} s for that and budget.trial_s"
+            self._wrong.setdefault(cell, f"it had not begun {most:g} s after its process was started{more}")
             self.controller.stop_trial(tune_trial)
 
     def _since_made_s(self, tune_trial: Any) -> float:
