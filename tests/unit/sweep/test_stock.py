@@ -17,7 +17,7 @@ import pytest
 
 from tiltyard import Budget, DatasetRef, Experiment, Objective, Search, Variant, uniform
 from tiltyard.experiment import SILENT_S
-from tiltyard.journal import Journal, Owner
+from tiltyard.journal import CellScore, Journal, Owner
 from tiltyard.sweep.engine import stock
 from tiltyard.sweep.engine.control import Control
 from tiltyard.sweep.engine.driver import SweepDriver
@@ -176,6 +176,39 @@ def test_trial_without_a_limit_is_ended_once_it_says_nothing_for_hours(
         ("failed", 0, "it reported no new epoch for 14400 s; where an epoch takes longer, set budget.trial_s"),
         ("failed", 0, "it had not begun 14460 s after its process was started"),
     ]
+
+
+def test_queue_that_is_ended_after_its_last_member_was_recorded_pays_for_what_it_held(
+    journal: Journal, tmp_path: Path
+) -> None:
+    own = Variant(name="own", model="train:users_training:nearest", space={"scale": uniform(0, 1)})
+    sweep = Sweep(
+        journal,
+        tmp_path,
+        begun=0,
+        experiment=EXPERIMENT.model_copy(update={"variants": (own,), "search": Search(trials=2, epochs=1)}),
+    )
+    pack_id = sweep.driver.next_pack()
+    assert pack_id is not None
+    held = {"unpaid_since": time.time() - 30}
+    attempt = journal.start_attempt(sweep.claim, pack_id, rung=0, cells=sweep.cells, device_kind="cpu", layout=held)
+    scores = [
+        CellScore(
+            cell=cell,
+            epoch=1,
+            metrics={"accuracy": 0.5},
+            storage_uri="",
+            pack_id=pack_id,
+            attempt=1,
+            seconds=15,
+            failed=None,
+        )
+        for cell in sweep.cells
+    ]
+    journal.record_scores(attempt, scores)
+    sweep.driver.pack_ended(pack_id, failed=False)
+    assert {s for s, _, _ in sweep.states()} == {"done"}
+    assert journal.spend(sweep.claim.key).cpu_s == pytest.approx(30, abs=5)
 
 
 def test_trial_that_raised_bears_the_last_line_that_ray_tune_wrote_of_it(journal: Journal, tmp_path: Path) -> None:

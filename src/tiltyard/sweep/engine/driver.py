@@ -203,6 +203,7 @@ class SweepDriver:
                 self.machine.report(PackCut(pack_id))  # each try gets past the member at which two tries died
             else:
                 self.machine.report(PackLost(pack_id, self._why_lost(pack_id, failed=failed)))
+        if not complete or is_queued(self._trials[start.cells[0]].model):  # it may be ended after its last member
             self._meter_last_attempt(pack_id)
         self._purse.ended(pack_id)
         self.take_in()
