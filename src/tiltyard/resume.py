@@ -79,7 +79,7 @@ def find(settings: Settings, wanted: str) -> Resumable:
         else:
             launch = pick_launch(journal, wanted)
             experiment = _recorded(journal, launch)
-        digest = code_digest(job_file, [v.model for v in experiment.variants])
+        digest = _code_digest(job_file, experiment)
         _, facts = prepare(experiment, DatasetStore(settings.data_uri))
         the_plan = plan(experiment, facts, code_digest=digest)
         found = journal.launch(the_plan.key)
@@ -122,6 +122,19 @@ def find(settings: Settings, wanted: str) -> Resumable:
         later=sum(growth.plan.later.values()),
         replicates=growth.plan.replicates,
     )
+
+
+def _code_digest(job_file: Path | None, experiment: Experiment) -> str:
+    """Of the experiment's code; where that is not found by name alone, the job file is asked for."""
+    try:
+        return code_digest(job_file, [v.model for v in experiment.variants])
+    except SpecError as error:
+        if job_file is not None:
+            raise
+        raise SpecError(
+            f"{error} The record does not say where the job file of {experiment.name} lies: name it, tiltyard resume "
+            "JOB_FILE --plan, from where it was run."
+        ) from error
 
 
 def _saved(layout: Layout, groups: Sequence[Group]) -> dict[str, int]:

@@ -15,7 +15,11 @@ import users_models
 
 from tiltyard.data.store import DatasetStore
 from tiltyard.errors import DataError, ModelError, SpecError, TiltyardError
+from tiltyard.experiment import Variant
+from tiltyard.journal import Journal, Owner
+from tiltyard.resume import find
 from tiltyard.run import main, run_file
+from tiltyard.settings import Settings
 
 JOB = """
 from tiltyard import Budget, DatasetRef, Experiment, Halving, Objective, Search, Variant, choice, loguniform, main
@@ -193,3 +197,15 @@ def test_job_file_run_by_python_with_something_wrong_exits_with_one_message_and_
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "ray").exists()
     assert not (home / "journal.db").exists()
+
+
+def test_resume_by_name_of_a_sweep_whose_code_is_not_found_asks_for_the_job_file(home: Path) -> None:
+    settings = Settings.from_env()
+    settings.ensure_home()
+    own = Variant(name="own", model="train:nowhere_to_be_found:fit", fixed={"a": 1}, trials=1)
+    wanted = sweeps.experiment(variants=(own,))
+    with Journal.open(settings.journal_uri) as journal:
+        claim = journal.claim("ab" * 32, experiment=wanted.name, spec=wanted.to_json(), owner=Owner.here())
+        journal.release(claim, state="stopped", summary={})
+    with pytest.raises(SpecError, match="name it, tiltyard resume JOB_FILE --plan, from where it was run"):
+        find(settings, wanted.name)

@@ -54,8 +54,8 @@ def up(
 
 @app.command()
 def status(
-    experiment: str | None = typer.Argument(None, help="With --watch: an experiment or a key; the newest launch."),
-    watch: bool = typer.Option(False, "--watch", help="Follow a sweep instead, wherever it runs, until it ends."),
+    experiment: str | None = typer.Argument(None, help="How this sweep stands: an experiment or a key."),
+    watch: bool = typer.Option(False, "--watch", help="Follow a sweep, the newest if none is named, until it ends."),
     every: float = typer.Option(1.0, min=0.1, help="With --watch: seconds between looks at the record."),
     cluster: str | None = typer.Option(
         None, "--cluster", help="With --watch: a job of that cluster; no journal is needed."
@@ -72,7 +72,15 @@ def status(
 
         follow(Settings.from_env(), experiment, every_s=every)
         return
-    if not _show(_console(), Settings.from_env()):
+    if experiment is not None:
+        from tiltyard.report.watch import glance
+
+        _console().print(glance(Settings.from_env(), experiment), soft_wrap=True)
+        return
+    console, settings = _console(), Settings.from_env()
+    is_up = _show(console, settings)
+    _show_sweeps(console, settings)
+    if not is_up:
         raise typer.Exit(1)
 
 
@@ -91,6 +99,17 @@ def down() -> None:
     console.print(f"Down: {ended.processes} processes of {' and '.join(ended.services)} ended.")
     if ended.logs is not None:
         console.print(f"Their logs: {ended.logs}")
+
+
+def _show_sweeps(console: Console, settings: Settings) -> None:
+    """Sweeps that somebody works on, here or on a cluster."""
+    from tiltyard.report.watch import running
+
+    lines = running(settings)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    if lines:
+        console.print("Follow a sweep: tiltyard status NAME --watch")
 
 
 def _show(console: Console, settings: Settings) -> bool:

@@ -203,8 +203,11 @@ def _one_by_one(plan: Plan) -> list[Text]:
     """Which variants step in no pack, and why; those under a scheduler of Ray Tune's say so in the table."""
     from tiltyard.sweep.engine.packing import why_queued
 
-    whys = {g.variant: why_queued(g.model) for g in plan.groups if not g.scheduler}
-    return [Text(f"{variant}: one trial after another, for {why}", "dim") for variant, why in whys.items() if why]
+    variants: dict[str, dict[str, None]] = {}
+    for group in plan.groups:
+        if not group.scheduler and (why := why_queued(group.model)) is not None:
+            variants.setdefault(why, {})[group.variant] = None
+    return [Text(f"{', '.join(who)}: one trial after another, for {why}", "dim") for why, who in variants.items()]
 
 
 def _compared(group: planning.Group) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from tiltyard.errors import JournalError
 from tiltyard.experiment import Experiment
-from tiltyard.journal import Launch, TrialRow
+from tiltyard.journal import Journal, Launch, TrialRow
 from tiltyard.report.record import name_of, pick_launch, reading
-from tiltyard.report.terminal import Best, Snapshot, SteadyConsole, SweepProgress
+from tiltyard.report.terminal import Best, Snapshot, SteadyConsole, SweepProgress, plain_line
 from tiltyard.settings import Settings
 from tiltyard.types import Mode
 
@@ -40,6 +41,46 @@ def snapshot_of(launch: Launch, rows: Sequence[TrialRow], mode: Mode, *, now: fl
         elapsed_s=(launch.ended or now) - launch.started,
         best={d: Best(value=r.score or 0.0, trial=name_of(r)) for d, r in sorted(best.items())},
     )
+
+
+def glance(settings: Settings, wanted: str | None) -> str:
+    """How a launch stands now, on one line.
+
+    Raises:
+        SpecError: If there is no such launch.
+        JournalError: If nothing was ever recorded.
+    """
+    with reading(settings) as journal:
+        return _line(journal, pick_launch(journal, wanted))
+
+
+def running(settings: Settings) -> list[str]:
+    """A line for each sweep that somebody works on, newest first."""
+    try:
+        with reading(settings) as journal:
+            open_ones = [launch for launch in journal.launches() if launch.state == "running"]
+            return [_line(journal, launch) for launch in open_ones if journal.holder(launch.key) is not None]
+    except JournalError:  # nothing was ever recorded
+        return []
+
+
+def _line(journal: Journal, launch: Launch) -> str:
+    objective = Experiment.from_json(launch.spec).objective
+    rows = journal.trials(launch.key)
+    told = plain_line(snapshot_of(launch, rows, objective.direction, now=time.time()), objective.metric)
+    state = launch.state
+    if state == "running" and journal.holder(launch.key) is None:
+        state = "its process is gone"
+    elif (by := _paused_by(journal, launch)) is not None and state == "running":
+        state = f"paused by {by}"
+    return f"{launch.experiment}  key {launch.key[:12]}  {state} | {told}"
+
+
+def _paused_by(journal: Journal, launch: Launch) -> str | None:
+    """Who paused a launch, while it is."""
+    told = [r for r in journal.requests.of(launch.key, state="done") if r.kind in {"pause", "continue"}]
+    mine = [r for r in told if r.answer.get("fence") == launch.fence]
+    return mine[-1].actor if mine and mine[-1].kind == "pause" else None
 
 
 def follow(
@@ -74,12 +115,19 @@ def follow(
             metric=objective.metric,
             console=console,
         ) as shown:
+            paused: str | None = None
             while True:
                 held = journal.holder(launch.key) is not None  # asked first: what ends meanwhile is still seen
                 launch = journal.launch(launch.key) or launch
                 shown.update(snapshot_of(launch, journal.trials(launch.key), objective.direction, now=time.time()))
                 if not held:
                     break
+                if (now := _paused_by(journal, launch)) != paused:
+                    paused = now
+                    shown.say(
+                        f"paused by {now}; go on: tiltyard continue {launch.experiment}" if now else "it goes on",
+                        style="yellow",
+                    )
                 pause(every_s)
             shown.say(_ending(launch))
     return launch

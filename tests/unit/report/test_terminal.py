@@ -193,10 +193,11 @@ def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
         variants=(
             Variant(name="mlp", model="mlp", space={"lr": loguniform(1e-3, 1e-1)}, trials=9),
             Variant(name="trees", model="lightgbm", space={"learning_rate": loguniform(0.1, 0.3)}, trials=1),
+            Variant(name="boosted", model="lightgbm", fixed={"learning_rate": 0.2}, trials=1),
         ),
         datasets=(DatasetRef("digits"),),
         objective=Objective(metric="accuracy"),
-        search=Search(trials=10, halving=Halving(rungs=(1, 3, 9), keep=1 / 3)),
+        search=Search(trials=11, halving=Halving(rungs=(1, 3, 9), keep=1 / 3)),
     )
     facts = DatasetFacts(
         name="digits",
@@ -212,8 +213,8 @@ def test_plan_table_tells_groups_rungs_and_the_most_that_is_trained() -> None:
     assert ["mlp", "digits@2", "mlp", "9", "1,", "3,", "9", "21", "epochs"] in [
         line.split() for line in told.splitlines()
     ]
-    assert "trees: one trial after another, for its trees take no steps that could be shared" in told
-    assert "10 trials, at most 30 epochs of training; 4 trials stand in the record already" in told
+    assert "trees, boosted: one trial after another, for its trees take no steps that could be shared" in told
+    assert "11 trials, at most 39 epochs of training; 4 trials stand in the record already" in told
 
 
 @given(

@@ -13,7 +13,7 @@ from tiltyard.errors import SpecError
 from tiltyard.experiment import Experiment, Objective, Search, Variant
 from tiltyard.journal import Claim, Journal, Owner, TrialRow, TrialUpdate
 from tiltyard.report.terminal import SteadyConsole
-from tiltyard.report.watch import follow, snapshot_of
+from tiltyard.report.watch import follow, glance, running, snapshot_of
 from tiltyard.settings import Settings
 from tiltyard.types import DatasetRef, Mode
 
@@ -122,3 +122,43 @@ def test_snapshot_of_a_launch_counts_states_and_leaves_failures_out_of_the_best(
     assert (seen.total, seen.done, seen.stopped, seen.failed, seen.finished) == (3, 1, 1, 1, 3)
     assert {d: b.value for d, b in seen.best.items()} == {"flips": 0.95, "rings": 0.9}
     assert seen.elapsed_s == pytest.approx(5)
+
+
+def ask(journal: Journal, claim: Claim, kind: str) -> None:
+    asked = journal.requests.ask(KEY, kind, subject="watched", detail={}, actor="ann", reason="")
+    journal.requests.answer(claim, asked.number, state="done", answer={"said": kind, "fence": claim.fence})
+
+
+def test_glance_at_a_sweep_says_whether_it_runs_is_paused_or_lost_its_process(settings: Settings) -> None:
+    assert running(settings) == []  # nothing was ever recorded
+    with Journal.open(settings.journal_uri) as journal:
+        claim = begin(journal, Owner.here())
+        assert [line.startswith("watched  key abababababab  running | 0/3 trials") for line in running(settings)] == [
+            True
+        ]
+        ask(journal, claim, "pause")
+        assert "paused by ann | 0/3 trials" in glance(settings, "watched")
+        ask(journal, claim, "continue")
+        assert "running | 0/3 trials" in glance(settings, None)
+        journal.release(claim, state="stopped", summary={})
+        assert running(settings) == []
+        begin(journal, replace(Owner.here(), pid=2**22 + 5))
+    assert running(settings) == []
+    assert "its process is gone | 0/3 trials" in glance(settings, "watched")
+
+
+def test_follow_of_a_sweep_that_is_paused_says_who_did_and_when_it_goes_on(settings: Settings) -> None:
+    text = io.StringIO()
+    with Journal.open(settings.journal_uri) as journal:
+        claim = begin(journal, Owner.here())
+        steps = ["pause", "continue"]
+
+        def pause(_: float) -> None:
+            if steps:
+                ask(journal, claim, steps.pop(0))
+            else:
+                journal.release(claim, state="finished", summary={"reason": None})
+
+        follow(settings, "watched", console=SteadyConsole(file=text, width=200), pause=pause)
+    told = text.getvalue()
+    assert told.index("paused by ann; go on: tiltyard continue watched") < told.index("it goes on")

@@ -37,7 +37,7 @@ def why_queued(model: str) -> str | None:
     """
     if model in QUEUE_MODELS:
         return QUEUE_MODELS[model]
-    return "it trains itself" if trains_itself(model) else None
+    return "what trains itself shares no step" if trains_itself(model) else None
 
 
 def shape_of(trial: Trial) -> str:
