@@ -33,17 +33,24 @@ def builder(model: str) -> Builder:
     Raises:
         ModelError: If it is no family and cannot be imported.
     """
+    if not isinstance(model, str):
+        raise ModelError(f"The model is {model!r}; the name of a family or 'package.module:Class' is wanted.")
     if model in FAMILIES:
         return FAMILIES[model]
     module_name, colon, name = model.partition(":")
     if not colon:
+        if model == "lightgbm":
+            raise ModelError(
+                "lightgbm is no nn.Module: it is trained in rounds, one trial at a time. A sweep does that by itself; a pack "
+                f"wants one of {', '.join(sorted(FAMILIES))} or 'package.module:Class'."
+            )
         raise ModelError(
             f"No model family {model!r}; there are: {', '.join(sorted([*FAMILIES, 'lightgbm']))}. "
             "Your own goes by its import path: 'package.module:Class'."
         )
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # a user's module may fail in any way while it is imported
+    except (Exception, SystemExit) as error:  # a user's module may fail in any way while it is imported, or be a script
         raise ModelError(
             f"The model {model!r} cannot be imported: {_told(error)}. Wanted: 'package.module:Class', "
             "importable from the working directory."
@@ -84,7 +91,7 @@ def build(model: str, args: Mapping[str, Any], *, input_shape: tuple[int, ...], 
         module = make(**full)
     except ModelError:
         raise
-    except Exception as error:  # a user's constructor may fail in any way
+    except (Exception, SystemExit) as error:  # a user's constructor may fail in any way
         raise ModelError(f"Model {model!r} could not be built with {dict(args)}: {_told(error)}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"Model {model!r} gave a {type(module).__name__}; an nn.Module is wanted.")
@@ -122,5 +129,5 @@ def validate_args(
         )
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tiltyard.errors import ModelError
+from tiltyard.models.mlp import is_sizes
 
 
 def cnn(
@@ -25,6 +26,10 @@ def cnn(
         image: ``(channels, height, width)`` that a flat row is read as, e.g. ``(1, 8, 8)``.
         channels: Of the convolutions.
     """
+    if not is_sizes(channels):
+        raise ModelError(f"channels is {channels!r}; numbers of channels of 1 or more are wanted, e.g. (16, 32).")
+    if image is not None and not is_sizes(image):
+        raise ModelError(f"image is {image!r}; channels, height and width are wanted, e.g. (1, 8, 8).")
     shape = tuple(image) if image is not None else tuple(input_shape)
     if len(shape) != 3 or math.prod(shape) != math.prod(input_shape):
         raise ModelError(

@@ -10,6 +10,15 @@ from torch import Tensor, nn
 from tiltyard.errors import ModelError
 
 
+def is_sizes(value: object) -> bool:
+    """Whether this is a list of whole numbers of 1 or more, as widths and channels are."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) > 0
+        and all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in value)
+    )
+
+
 def linear(*, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
     """One affine map: logistic regression where the task is classification, linear regression else."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_outputs))
@@ -17,8 +26,8 @@ def linear(*, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
 
 def mlp(*, input_shape: tuple[int, ...], num_outputs: int, hidden: Sequence[int] = (64, 32)) -> nn.Module:
     """Affine maps with ReLU and dropout between them; ``hidden`` are the widths."""
-    if not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
-        raise ModelError(f"hidden is {tuple(hidden)}; widths above 0 are wanted, e.g. (64, 32).")
+    if not is_sizes(hidden):
+        raise ModelError(f"hidden is {hidden!r}; widths above 0 are wanted, e.g. (64, 32).")
     layers: list[nn.Module] = [nn.Flatten()]
     width = math.prod(input_shape)
     for h in hidden:
@@ -55,8 +64,8 @@ class ResidualBlock(nn.Module):
 
 def resmlp(*, input_shape: tuple[int, ...], num_outputs: int, width: int = 64, depth: int = 2) -> nn.Module:
     """A residual MLP: ``depth`` pre-norm blocks of ``width`` (as in Gorishniy et al. 2021, arXiv 2106.11959)."""
-    if width < 1 or depth < 1:
-        raise ModelError(f"width {width} and depth {depth} must both be 1 or more.")
+    if not is_sizes((width, depth)):
+        raise ModelError(f"width {width!r} and depth {depth!r} must both be whole numbers of 1 or more.")
     blocks = [ResidualBlock(width) for _ in range(depth)]
     return nn.Sequential(
         nn.Flatten(),

@@ -59,6 +59,9 @@ class Beginning:
     Args:
         spec: Of the pack.
         order: Names of the parameters that train.
+
+    Raises:
+        ModelError: If a user's model begins otherwise when it is built again under the same seed.
     """
 
     def __init__(self, spec: PackSpec, order: Sequence[str]) -> None:
@@ -67,7 +70,10 @@ class Beginning:
             torch.default_generator.manual_seed(1)
             module = _built(spec, 1.0)
             like = _row(module, self._order)
-            self._size = len(like)
+            self._size, self._shapes = len(like), _shapes(module)
+            if spec.model not in FAMILIES:
+                torch.default_generator.manual_seed(1)
+                _check_the_same(spec, module, _built(spec, 1.0))
             self._draws = _draws(module, self._order) if spec.model in FAMILIES else None
             if self._draws is not None:
                 found = torch.empty_like(like)
@@ -76,7 +82,11 @@ class Beginning:
                     self._draws = None
 
     def rows(self, members: Sequence[Member]) -> tuple[Tensor, Stacked]:
-        """Of some members: parameters ``(members, num_params)``, and what else a member carries, with one row a member."""
+        """Of some members: parameters ``(members, num_params)``, and what else a member carries, with one row a member.
+
+        Raises:
+            ModelError: If the shapes of a member's model are others than those of another seed.
+        """
         params = torch.empty((len(members), self._size))
         extra: dict[str, list[Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
@@ -86,10 +96,35 @@ class Beginning:
                     continue
                 torch.default_generator.manual_seed(member.seed)
                 module = _built(self._spec, member.init_scale)
+                self._check_shapes(module, member)
                 row.copy_(_row(module, self._order))
                 for name, value in carried(module).items():
                     extra.setdefault(name, []).append(value)
         return params, {n: torch.stack(v) for n, v in extra.items()}
+
+    def _check_shapes(self, module: nn.Module, member: Member) -> None:
+        found = _shapes(module)
+        if found != self._shapes:
+            name = next(n for n in sorted({*found, *self._shapes}) if found.get(n) != self._shapes.get(n))
+            raise ModelError(
+                f"Member {member.name[:20]!r}: under its seed {member.seed}, {name} of model {self._spec.model!r} has shape "
+                f"{found.get(name)}, and under another seed {self._shapes.get(name)}: a pack is of one shape. Let shapes "
+                "follow from the arguments."
+            )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {n: tuple(v.shape) for n, v in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def _check_the_same(spec: PackSpec, one: nn.Module, other: nn.Module) -> None:
+    again = dict([*other.named_parameters(), *other.named_buffers()])
+    for name, value in [*one.named_parameters(), *one.named_buffers()]:
+        if name not in again or not torch.equal(value.nan_to_num(), again[name].nan_to_num()):
+            raise ModelError(
+                f"Model {spec.model!r} begins otherwise when it is built twice under the same seed: {name} differs. What is "
+                "random in its __init__ must come from torch's own generator (torch.rand, nn.init), which a pack seeds."
+            )
 
 
 def _built(spec: PackSpec, init_scale: float) -> nn.Module:

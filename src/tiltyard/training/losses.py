@@ -47,8 +47,9 @@ class Loss:
     """Mean loss of a batch for each member of a chunk.
 
     Cross-entropy as ``torch.nn.CrossEntropyLoss`` (rows of a class count as much as its weight; smoothing spreads a share
-    of the target over all classes); the focal loss (Lin et al. 2017), weighted in the same way; binary cross-entropy per
-    label as ``torch.nn.BCEWithLogitsLoss``; squared error, absolute error (``L1Loss``) or ``torch.nn.HuberLoss``.
+    of the target over all classes; a batch whose rows all weigh nothing has loss 0 and no gradient, where torch has NaN);
+    the focal loss (Lin et al. 2017), weighted in the same way; binary cross-entropy per label as
+    ``torch.nn.BCEWithLogitsLoss``; squared error, absolute error (``L1Loss``) or ``torch.nn.HuberLoss``.
 
     Args:
         task: Decides which there are.
@@ -116,9 +117,14 @@ class Loss:
             gradient.sub_(target.values).mul_(share)
             return log_p.mul_(target.values).sum((1, 2)).mul_(-share)
         wanted = target.values * self._on + self._everywhere
-        shares = (1.0 / (self._weights.squeeze(2).double() * target.counts).sum(1)).float()
+        shares = self._shares(target)
         gradient.mul_(wanted.sum(1, keepdim=True)).sub_(wanted).mul_(shares.view(-1, 1, 1))
         return log_p.mul_(wanted).sum((1, 2)).mul_(-shares)
+
+    def _shares(self, target: Target) -> Tensor:
+        """What one unit of weight counts; 0 where a batch has none, which torch divides by: such a batch teaches nothing."""
+        total = (self._weights.squeeze(2).double() * target.counts).sum(1)
+        return torch.where(total > 0, 1.0 / total, 0.0).float()
 
     def _log_softmax(self, outputs: Tensor) -> Tensor:
         """Into the same memory at every step: taken from the system anew, it costs four times as much as it computes."""
@@ -137,7 +143,7 @@ class Loss:
         less = wrong**self._gamma
         steep = self._gamma * right * wrong ** (self._gamma - 1.0) * log_right - less
         weight = (target.values * self._weights).sum(1, keepdim=True)  # of each row
-        shares = (1.0 / (self._weights.squeeze(2).double() * target.counts).sum(1)).float()
+        shares = self._shares(target)
         gradient.sub_(target.values).mul_(-steep).mul_(weight).mul_(shares.view(-1, 1, 1))
         return (less * log_right * weight).sum((1, 2)).mul_(-shares)
 

@@ -60,16 +60,20 @@ class Pack:
         threads: int | None = None,
         sizes: sizing.Sizes | None = None,
     ) -> None:
-        self.spec, self.members, self.device = spec, tuple(members), torch.device(device)
+        self.spec, self.members = spec, tuple(members)
         _check_members(spec, self.members)
+        for name, given in (("chunk", chunk), ("threads", threads)):
+            if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+                raise TrainingError(
+                    f"{name} is {given!r}; a whole number of 1 or more is wanted, or None to have it chosen."
+                )
+        self.device = sizing.device_named(device)
         module = build_module(spec, seed=0)
         parts = dense.plan(module)
         self._check_model(module, parts)
         self._model = Model(spec, template(module).to(self.device), parts, dense.layout_of(module, parts))
         self._chunk_asked, self._sizes = chunk, sizes
         shape = sizing.Shape.of(spec, self._model.layout, self._model.template, parts)
-        if chunk is not None and chunk < 1:
-            raise TrainingError(f"A chunk of {chunk} members; wanted 1 or more, or None to have it chosen.")
         self.chunk = min(chunk or sizing.chunk_for(shape, self.device.type, sizes), len(self.members))
         self.threads = threads or sizing.threads_for(shape, self.chunk)
         sizing.check_fits(shape, len(self.members), self.chunk, self.device)
@@ -105,7 +109,7 @@ class Pack:
             TrainingError: If there are no members, two of one name, or one whose values do not fit the model.
             ModelError: If the model cannot be built, or its output is not ``(rows, num_outputs)``.
             UnpackableError: If it cannot be packed; the reasons are in the message.
-            MachineError: If it needs more memory than there is.
+            MachineError: If the device is not there, or more memory is needed than there is.
         """
         pack = cls(spec, members, device=device, chunk=chunk, threads=threads, sizes=sizes)
         beginning = Beginning(spec, pack._model.layout.order)
@@ -120,26 +124,34 @@ class Pack:
     def _check_model(self, module: nn.Module, parts: tuple[dense.Part, ...] | None) -> None:
         spec = self.spec
         if parts is None:
-            reasons = explain_unpackable(module, spec.input_shape)
-            if reasons:
-                raise UnpackableError(
-                    f"Model {spec.model!r} cannot be packed: {'; '.join(reasons)}. Change the model, or train its trials "
-                    "one at a time (resources: pack=1 with a training function of your own)."
+            self._check_packable(explain_unpackable(module))
+        for training in (False, True):
+            try:
+                out = returns(module, spec.input_shape, training=training)
+            except Exception as error:  # a user's forward may fail in any way
+                raise ModelError(
+                    f"Model {spec.model!r} fails on rows of shape {spec.input_shape}: {type(error).__name__}: {error}"
+                ) from error
+            where = " in training" if training else ""
+            if not isinstance(out, Tensor):
+                raise ModelError(
+                    f"Model {spec.model!r} returns a {type(out).__name__}{where}; a tensor of shape (rows, "
+                    f"{spec.num_outputs}) is wanted. Return the outputs alone."
                 )
-        try:
-            out = returns(module, spec.input_shape)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"Model {spec.model!r} fails on rows of shape {spec.input_shape}: {error}") from error
-        wanted = (2, spec.num_outputs)
-        if not isinstance(out, Tensor):
-            raise ModelError(
-                f"Model {spec.model!r} returns a {type(out).__name__}; a tensor of shape (rows, {spec.num_outputs}) is "
-                "wanted. Return the outputs alone."
-            )
-        if tuple(out.shape) != wanted or out.dtype is not torch.float32:
-            raise ModelError(
-                f"Model {spec.model!r} gives {out.dtype} outputs of shape {tuple(out.shape)} for 2 rows; float32 of shape "
-                f"{wanted} is wanted."
+            wanted = (2, spec.num_outputs)
+            if tuple(out.shape) != wanted or out.dtype is not torch.float32:
+                raise ModelError(
+                    f"Model {spec.model!r} gives {out.dtype} outputs of shape {tuple(out.shape)} for 2 rows{where}; float32 "
+                    f"of shape {wanted} is wanted."
+                )
+        if parts is None:
+            self._check_packable(explain_unpackable(module, spec.input_shape))
+
+    def _check_packable(self, reasons: Sequence[str]) -> None:
+        if reasons:
+            raise UnpackableError(
+                f"Model {self.spec.model!r} cannot be packed: {'; '.join(reasons)}. Change the model, or train its trials one "
+                "at a time (resources: pack=1 with a training function of your own)."
             )
 
     def _fill(self, rows: Callable[[slice], _Rows]) -> None:
@@ -162,8 +174,14 @@ class Pack:
             steps_per_epoch: For the schedules; counted from the batches where None, which holds them all.
 
         Raises:
-            TrainingError: If there is no batch, or one does not fit the pack; windows of batches before it have been trained.
+            TrainingError: If there is no batch, or one does not fit the pack or has a number that is not finite; windows of
+                batches before it have been trained.
+            ModelError: If a user's model fails on a batch.
         """
+        if steps_per_epoch is not None and (not isinstance(steps_per_epoch, int) or steps_per_epoch < 1):
+            raise TrainingError(
+                f"steps_per_epoch is {steps_per_epoch!r}; a whole number of 1 or more is wanted, or None."
+            )
         if steps_per_epoch is None:
             batches = list(batches)
             steps_per_epoch = len(batches)
@@ -184,7 +202,10 @@ class Pack:
     def _windows(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[Batch]]:
         window: list[tuple[Tensor, Tensor]] = []
         held = 0
-        for x, y in batches:
+        for batch in batches:
+            if not (isinstance(batch, tuple | list) and len(batch) == 2):
+                raise TrainingError(f"A batch came as a {type(batch).__name__}; a pair of inputs and labels is wanted.")
+            x, y = batch
             self._check_batch(x, y)
             window.append((x, y))
             held += x.numel() * x.element_size()
@@ -195,8 +216,11 @@ class Pack:
             yield self._prepared(window)
 
     def _prepared(self, window: Sequence[tuple[Tensor, Tensor]]) -> list[Batch]:
-        """The window as chunks read it, its labels looked at once: on a GPU each look waits for the device."""
+        """The window as chunks read it, its numbers looked at once: on a GPU each look waits for the device."""
         self._check_values(torch.cat([y for _, y in window]))
+        if not bool(torch.stack([x.sum() for x, _ in window]).isfinite().all()):
+            for x, _ in window:
+                _check_finite("inputs", x)
         return [self._model.batch(x.to(self.device), y.to(self.device)) for x, y in window]
 
     def _run(self, window: Sequence[Batch], steps_per_epoch: int) -> Array:
@@ -223,21 +247,35 @@ class Pack:
             )
 
     def _check_batch(self, x: Tensor, y: Tensor) -> None:
-        spec = self.spec
-        if tuple(x.shape[1:]) != tuple(spec.input_shape):
-            raise TrainingError(f"A batch has rows of shape {tuple(x.shape[1:])}; {tuple(spec.input_shape)} is wanted.")
+        self._check_inputs(x)
+        if len(x) == 0:
+            raise TrainingError("A batch of no rows: the training split is empty. Give it a share of the rows.")
+        if len(x) > self.spec.batch_size:
+            raise TrainingError(
+                f"A batch has {len(x)} rows, more than the batch_size of {self.spec.batch_size} that the pack's memory was "
+                "estimated for. Split it, or give the spec that batch_size."
+            )
+        self._check_labels(x, y)
+
+    def _check_inputs(self, x: Tensor) -> None:
+        wanted = tuple(self.spec.input_shape)
+        if not isinstance(x, Tensor):
+            raise TrainingError(
+                f"Inputs came as a {type(x).__name__}; a torch.float32 tensor (rows, *{wanted}) is wanted."
+            )
+        if tuple(x.shape[1:]) != wanted:
+            raise TrainingError(f"A batch has rows of shape {tuple(x.shape[1:])}; {wanted} is wanted.")
         if x.dtype is not torch.float32:
             raise TrainingError(
                 f"A batch has inputs of type {x.dtype}; torch.float32 is wanted. Convert it: x.to(torch.float32)."
             )
-        if len(x) == 0:
-            raise TrainingError("A batch of no rows: the training split is empty. Give it a share of the rows.")
-        self._check_labels(x, y)
 
     def _check_labels(self, x: Tensor, y: Tensor) -> None:
         task, outputs = self.spec.task, self.spec.num_outputs
         classes = task in {Task.BINARY, Task.MULTICLASS}
         wanted = (len(x),) if classes else (len(x), outputs)
+        if not isinstance(y, Tensor):
+            raise TrainingError(f"The labels came as a {type(y).__name__}; a tensor of shape {wanted} is wanted.")
         if tuple(y.shape) != wanted:
             raise TrainingError(f"{len(x)} rows came with labels of shape {tuple(y.shape)}; {wanted} is wanted.")
         dtype = torch.int64 if classes else torch.float32
@@ -253,11 +291,19 @@ class Pack:
                 raise TrainingError(f"Labels run from {int(low)} to {int(high)}; wanted 0 to {outputs - 1}.")
             if not classes and bool(((y != 0) & (y != 1)).any()):
                 raise TrainingError(f"Labels run from {float(low):g} to {float(high):g}; wanted 0 and 1 alone.")
+        elif not bool(y.sum().isfinite()):
+            _check_finite("targets", y)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
     def predict(self, x: Tensor) -> Tensor:
-        """Outputs of every member, ``(K, rows, outputs)``, without dropout or noise."""
+        """Outputs of every member, ``(K, rows, outputs)``, without dropout or noise.
+
+        Raises:
+            TrainingError: If the rows are not float32 of the pack's shape.
+            ModelError: If a user's model fails on them.
+        """
+        self._check_inputs(x)
         found = torch.empty((len(self._held), self.spec.num_outputs, len(x)), device=self.device)
         stack = self._model.parts is not None
         step = self.spec.batch_size if stack else max(self.spec.batch_size, PREDICT_ROWS)
@@ -282,11 +328,14 @@ class Pack:
         """Scores of every member on rows, by name, each ``(K,)``; NaN where a member's outputs are not finite.
 
         Raises:
-            TrainingError: If there are no rows, they do not fit, or the task has no such metric.
+            TrainingError: If there are no rows, they do not fit or are not finite, or the task has no such metric.
         """
+        self._check_inputs(x)
         if len(x):
             self._check_labels(x, y)
             self._check_values(y)
+            if not bool(x.sum().isfinite()):
+                _check_finite("inputs", x)
         parts = [self.predict(x[i : i + SCORE_ROWS]) for i in range(0, max(1, len(x)), SCORE_ROWS)]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return scores(self.spec.task, outputs, y.to(self.device), metrics)
@@ -496,7 +545,14 @@ def calibrate(spec: PackSpec, *, device: str = "cpu", most: int = 1024, seconds:
         device: A torch device.
         most: The largest chunk to try.
         seconds: Of measuring each size.
+
+    Raises:
+        TrainingError: If ``most`` is below 1, or ``seconds`` is not above 0.
+        MachineError: If the device is not there.
     """
+    if not 0 < seconds < float("inf"):
+        raise TrainingError(f"seconds is {seconds!r}; wanted above 0.")
+    kind = sizing.device_named(device).type
     rows = torch.zeros((spec.batch_size, *spec.input_shape))
     classes = spec.task in {Task.BINARY, Task.MULTICLASS}
     labels = (
@@ -515,7 +571,6 @@ def calibrate(spec: PackSpec, *, device: str = "cpu", most: int = 1024, seconds:
         return steps * chunk / (time.perf_counter() - begun)
 
     shape = sizing.shape_of(spec, build_module(spec, seed=0))
-    kind = torch.device(device).type
     told = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor() or platform.machine()
     return sizing.calibrate(members_per_second, shape, kind, most=most, told=f"{told}: {spec.model}")
 
@@ -533,6 +588,17 @@ class _Rows:
         )
 
 
+def _check_finite(what: str, values: Tensor) -> None:
+    """Refuses the first number that is not finite: every member would diverge on it, and be told as one that diverged."""
+    bad = (~values.isfinite()).flatten(1).nonzero()
+    if len(bad):
+        row, column = (int(n) for n in bad[0])
+        raise TrainingError(
+            f"The {what} of a batch have {float(values.flatten(1)[row, column])} in row {row}, column {column}; finite numbers "
+            "are wanted. Fill in what is missing, or leave such rows out."
+        )
+
+
 def _place(places: Mapping[str, int], name: str) -> int:
     if name not in places:
         raise TrainingError(f"No member {name[:20]!r} in this pack of {len(places)}; ask for one that is there.")
@@ -544,6 +610,8 @@ def _check_members(spec: PackSpec, members: Sequence[Member]) -> None:
         raise TrainingError("A pack of no members (K = 0): give it at least one.")
     seen: set[str] = set()
     for member in members:
+        if not isinstance(member, Member):
+            raise TrainingError(f"A member came as a {type(member).__name__}; a tiltyard.training.Member is wanted.")
         if member.name in seen:
             raise TrainingError(
                 f"There are two members of the name {member.name[:20]!r}; names are how members are found again."

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from tiltyard.errors import MachineError
+from tiltyard.errors import MachineError, TrainingError, UnpackableError
 from tiltyard.training import dense
 from tiltyard.training.layout import Layout
 from tiltyard.training.optimizers import MOMENTS
@@ -132,9 +132,16 @@ def _saved_by(spec: PackSpec, template: nn.Module) -> tuple[int, int]:
         return out
 
     counter = FlopCounterMode(display=False)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), counter:
-        out = vmap(one, randomness="different")(stacked, carried_by)
-        out.sum().backward()  # type: ignore[no-untyped-call]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), counter:
+            out = vmap(one, randomness="different")(stacked, carried_by)
+            out.sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # a user's forward may fail in any way on numbers that are not there
+        told = " ".join(str(error).split())
+        raise UnpackableError(
+            f"Model {spec.model!r} cannot be packed: how much memory a step takes cannot be told beforehand "
+            f"({type(error).__name__}: {told[:200]}). What its forward does must follow from shapes alone."
+        ) from error
     # besides what is saved: the gradient that is on its way back, as large as the largest of it
     on_its_way = max(saved.values(), default=0)
     return (sum(saved.values()) + on_its_way + 4 * out.numel() * FLOAT) // 2, counter.get_total_flops() // 2
@@ -245,6 +252,24 @@ def kept_by_allocator(shape: Shape, kind: str) -> int:
     return ALLOCATOR_KEEPS if shape.graph and kind == "cpu" else 0
 
 
+def device_named(name: str) -> torch.device:
+    """The device of a name, which is there and can hold numbers.
+
+    Raises:
+        MachineError: If it is not.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MachineError(
+            f"No device {name!r} on this machine: {told[:200]}. It has: "
+            f"{', '.join(['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))])}."
+        ) from error
+    return device
+
+
 def available_bytes(device: torch.device) -> int:
     """Memory that can be had now: of the device, or of this machine within the limits of its container."""
     if device.type == "cuda":
@@ -322,6 +347,8 @@ def calibrate(
     Returns:
         The sizes for this kind of device; write them with `write_sizes`.
     """
+    if most < 1:
+        raise TrainingError(f"A largest chunk of {most} to try; wanted 1 or more.")
     best_chunk, best = 1, steps_per_second(1)
     chunk = 2
     while chunk <= most:

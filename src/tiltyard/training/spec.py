@@ -34,7 +34,7 @@ class PackSpec:
         input_shape: Of one row.
         num_outputs: Logits or targets.
         optimizer: One of `OPTIMIZERS`.
-        batch_size: Rows of a step.
+        batch_size: Rows of a step, at most: an epoch's last batch has what is left, and a smaller split is one batch.
         total_epochs: Length of the learning rate schedules.
     """
 
@@ -48,15 +48,25 @@ class PackSpec:
     total_epochs: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not isinstance(self.model_args, Mapping):
+            raise TrainingError(
+                f"A spec with model {self.model!r} and model_args {self.model_args!r}; a name or 'package.module:Class' and "
+                "arguments by name are wanted."
+            )
         if self.optimizer not in OPTIMIZERS:
             raise TrainingError(f"No optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}.")
-        if self.batch_size < 1 or self.total_epochs < 1:
-            raise TrainingError(
-                f"batch_size {self.batch_size} and total_epochs {self.total_epochs} must both be 1 or more."
-            )
-        if self.num_outputs < 1 or (self.task is Task.BINARY and self.num_outputs != 2):
-            wanted = "2: one logit a class" if self.task is Task.BINARY else "1 or more"
-            raise TrainingError(f"A {self.task} task with num_outputs {self.num_outputs}; wanted {wanted}.")
+        for name in ("batch_size", "total_epochs", "num_outputs"):
+            if not _whole(getattr(self, name)) or getattr(self, name) < 1:
+                raise TrainingError(f"{name} {getattr(self, name)!r}: a whole number of 1 or more is wanted.")
+        shape = self.input_shape
+        if not isinstance(shape, tuple | list) or not shape or not all(_whole(n) and n >= 1 for n in shape):
+            raise TrainingError(f"input_shape {shape!r}: the sizes of one row are wanted, each 1 or more, e.g. (64,).")
+        object.__setattr__(self, "input_shape", tuple(shape))
+        if self.task not in LOSSES:
+            raise TrainingError(f"No task {self.task!r}; known: {', '.join(LOSSES)}.")
+        object.__setattr__(self, "task", Task(self.task))
+        if self.task is Task.BINARY and self.num_outputs != 2:
+            raise TrainingError(f"A binary task with num_outputs {self.num_outputs}; wanted 2: one logit a class.")
 
     @property
     def num_features(self) -> int:
@@ -134,6 +144,8 @@ class Member:
     feature_mask: tuple[bool, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TrainingError(f"A member's name is {self.name!r}; wanted a text by which it is found again.")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not (_finite(value) and low <= value < high):
@@ -156,13 +168,21 @@ class Member:
                 f"Member {self.name[:20]}: loss is 'focal' and label_smoothing {self.label_smoothing:g}; the focal loss has "
                 "no smoothed form. Leave one of the two out."
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(1 << 63) <= self.seed < 1 << 63:
+        if not _whole(self.seed) or not -(1 << 63) <= self.seed < 1 << 63:
             raise TrainingError(f"Member {self.name[:20]}: seed is {self.seed!r}; wanted a whole number of 64 bits.")
-        weights = self.class_weights
-        if weights is not None and not (all(_finite(w) and w >= 0 for w in weights) and any(weights)):
-            raise TrainingError(
-                f"Member {self.name[:20]}: class_weights is {weights!r}; wanted numbers of 0 or more, not all 0."
-            )
+        weights, mask = self.class_weights, self.feature_mask
+        if weights is not None:
+            if not (_listed(weights) and all(_finite(w) and w >= 0 for w in weights) and any(weights)):
+                raise TrainingError(
+                    f"Member {self.name[:20]}: class_weights is {weights!r}; wanted numbers of 0 or more, not all 0."
+                )
+            object.__setattr__(self, "class_weights", tuple(weights))
+        if mask is not None:
+            if not (_listed(mask) and all(isinstance(m, int) and m in {0, 1} for m in mask)):
+                raise TrainingError(
+                    f"Member {self.name[:20]}: feature_mask is {str(mask)[:80]}; wanted True or False for each feature."
+                )
+            object.__setattr__(self, "feature_mask", tuple(bool(m) for m in mask))
 
     @classmethod
     def from_config(cls, name: str, seed: int, config: Mapping[str, Any]) -> Member:
@@ -203,7 +223,20 @@ class Member:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _listed(value: Any) -> bool:
+    return isinstance(value, tuple | list)
 
 
 _INF = math.inf
@@ -248,8 +281,8 @@ def members_of(configs: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, int
     """Members from whole configurations by name.
 
     Raises:
-        TrainingError: If two configurations cannot share a pack, naming the member and what differs; or a value is out of
-            its range.
+        TrainingError: If two configurations cannot share a pack, naming the member and what differs; a value is out of its
+            range; or a seed is missing.
     """
     members: list[Member] = []
     first: tuple[str, Mapping[str, Any]] | None = None
@@ -258,6 +291,8 @@ def members_of(configs: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, int
             first = name, config
         elif pack_signature(config) != pack_signature(first[1]):
             raise TrainingError(_mixed(first, (name, config)))
+        if name not in seeds:
+            raise TrainingError(f"Member {name[:20]!r} has no seed; one is wanted for each configuration.")
         members.append(Member.from_config(name, seeds[name], split_config(config)[1]))
     return members
 

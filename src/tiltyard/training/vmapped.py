@@ -6,16 +6,18 @@ statistics of batch norm, frozen parameters), are stacked tensors with one row a
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from tiltyard.errors import ModelError
 from tiltyard.training.layout import Buffer
 from tiltyard.training.randomness import at_place, uniform
 
@@ -100,7 +102,7 @@ class VmappedNetwork:
 
         drops = rates is not None
         self._module.train()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _told(self._module, x, own=own):
             self._outputs = vmap(one, in_dims=(0, 0, 0 if own else None, 0 if drops else None, 0 if drops else None))(
                 self._leaves, self._extra, x, keys if drops else None, rates
             )
@@ -127,7 +129,7 @@ class VmappedNetwork:
             out: Tensor = functional_call(self._module, {**params, **extra}, (x,))
             return out
 
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _told(self._module, x, own=own):
             outputs: Tensor = vmap(one, in_dims=(0, 0, 0 if own else None))(self._params, self._extra, x)
         return outputs
 
@@ -152,37 +154,81 @@ def explain_unpackable(module: nn.Module, input_shape: Sequence[int] | None = No
             reasons.append(
                 f"{where}: {kind} draws its own random numbers; nn.Dropout is what a pack can draw per member"
             )
+        reasons += [
+            f"{name + '.' if name else ''}{own}: a tensor that is neither parameter nor buffer, so that a member's own would be "
+            f"lost; register it: self.register_buffer({own!r}, ...)"
+            for own in _loose(layer)
+            if not isinstance(layer, _RECURRENT)
+        ]
     for name, value in module.named_parameters():
-        if value.dtype is not torch.float32:
+        if isinstance(value, nn.UninitializedParameter):
+            reasons.append(
+                f"{name}: a lazy parameter, whose shape is not known before a first batch; give the layer its sizes"
+            )
+        elif value.dtype is not torch.float32:
             reasons.append(f"{name}: a parameter of type {value.dtype}; float32 is wanted")
-    if not trained(module):
+    if not any(p.requires_grad for p in module.parameters()):
         reasons.append("the model: it has no parameters that train")
     if not reasons and input_shape is not None:
         reasons += _probe(module, tuple(input_shape))
     return reasons
 
 
-def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
-    own = template(module).train()
-    params = {n: torch.stack([p.detach()] * 2).requires_grad_() for n, p in own.named_parameters() if p.requires_grad}
-    extra = {n: torch.stack([t.clone()] * 2) for n, t in carried(own).items()}
-    x = torch.ones((2, *input_shape), device=next(iter(params.values())).device)
-    x[0] = 0
+def _loose(layer: nn.Module) -> list[str]:
+    """Names of a layer's tensors that torch does not know as its own."""
+    found = []
+    for name, value in vars(layer).items():
+        held = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+        if name not in _OF_EVERY_MODULE and any(type(one) is Tensor for one in held):
+            found.append(name)
+    return found
 
-    def one(params: Stacked, extra: Stacked) -> Any:
-        return functional_call(own, {**params, **extra}, (x,))
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _probe(module: nn.Module, input_shape: tuple[int, ...]) -> list[str]:
+    """Two members step once on rows that they share, and pass over rows of their own and over rows in evaluation."""
+    own = template(module)
+    params = {n: torch.stack([p.detach()] * 2).requires_grad_() for n, p in own.named_parameters() if p.requires_grad}
+    shared = torch.ones((2, *input_shape), device=next(iter(params.values())).device)
+    shared[0] = 0
+    untouched = shared._version
+
+    def passed(x: Tensor) -> Tensor:
+        extra = {n: torch.stack([t.clone()] * 2) for n, t in carried(own).items()}
+
+        def one(params: Stacked, extra: Stacked, x: Tensor) -> Any:
+            return functional_call(own, {**params, **extra}, (x,))
+
+        out: Tensor = vmap(one, in_dims=(0, 0, None if x is shared else 0))(params, extra, x)
+        return out
 
     token = _dropout.set(None)
     try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            out = vmap(one)(params, extra)
-            if isinstance(out, Tensor):
-                out.sum().backward()  # type: ignore[no-untyped-call]
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            for training in (True, False):
+                own.train(training)
+                first, second = passed(shared), passed(shared)
+                if shared._version != untouched:
+                    return ["the model: it changes its inputs in place, and members read the same ones; change a copy"]
+                if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+                    return [_OTHERWISE]
+            own.train()
+            passed(torch.stack([shared, 1 - shared]))
+            with torch.enable_grad():
+                passed(shared).sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # a user's forward may fail in any way
         return [_why(error)]
     finally:
         _dropout.reset(token)
     return []
+
+
+_OTHERWISE = (
+    "the model: a second pass over the same rows gives other numbers, so it draws random numbers other than torch's, or counts "
+    "outside of its buffers"
+)
 
 
 _REASONS: tuple[tuple[str, str], ...] = (
@@ -191,6 +237,11 @@ _REASONS: tuple[tuple[str, str], ...] = (
         r"data-dependent control flow|\.item\(\)",
         "its control flow depends on the data (an if, float() or .item() on a tensor), and members' data differ",
     ),
+    (
+        r"does not require grad",
+        "its outputs do not depend on its parameters in a way that has a gradient (detach, no_grad)",
+    ),
+    (r"dynamic shape|nonzero", "the shape of a tensor in it depends on the data"),
     (r"[Bb]atching rule not implemented for ([\w:.]+)", "an operation in it has no batched form under vmap"),
 )
 
@@ -203,8 +254,22 @@ def _why(error: Exception) -> str:
     return f"the model: stepping two members at once failed: {type(error).__name__}: {text[:300]}"
 
 
-def returns(module: nn.Module, input_shape: Sequence[int]) -> Any:
-    """What the model gives for two rows of zeros, in eval mode; no random state is changed."""
-    own = copy.deepcopy(module).eval()
+def returns(module: nn.Module, input_shape: Sequence[int], *, training: bool) -> Any:
+    """What the model gives for two rows of zeros; no random state is changed."""
+    own = copy.deepcopy(module).train(training)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return own(torch.zeros((2, *input_shape)))
+
+
+@contextlib.contextmanager
+def _told(module: nn.Module, x: Tensor, *, own: bool) -> Iterator[None]:
+    """What a user's forward raises, as a `ModelError`; torch's own errors, memory that ran out among them, fly as they are."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, ModelError):
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"The model {type(module).__name__} fails on a batch of {x.shape[1 if own else 0]} rows: "
+            f"{type(error).__name__}: {error}"
+        ) from error

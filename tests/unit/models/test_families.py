@@ -34,7 +34,16 @@ def test_family_maps_rows_to_outputs(model: str, outputs: int) -> None:
         ("mlp", {"hidden": ()}, r"hidden is \(\)"),
         ("mlp", {"hidden": (8, -1)}, r"hidden is \(8, -1\)"),
         ("resmlp", {"depth": 0}, r"depth 0"),
+        ("mlp", {"hidden": 5}, r"hidden is 5; widths"),
+        ("mlp", {"hidden": (8, True)}, r"hidden is \(8, True\)"),
+        ("mlp", {"hidden": (8, 2.5)}, r"hidden is \(8, 2.5\)"),
+        ("resmlp", {"width": "a"}, r"width 'a'"),
+        ("resmlp", {"width": 1.5}, r"width 1.5"),
         ("cnn", {"image": (1, 7, 7)}, r"image.*\(1, 7, 7\)"),
+        ("cnn", {"image": (1, -8, -8)}, r"image is \(1, -8, -8\)"),
+        ("cnn", {"image": (1, 8, 8), "channels": ()}, r"channels is \(\)"),
+        ("cnn", {"image": (1, 8, 8), "channels": 4}, r"channels is 4"),
+        ("lightgbm", {}, r"lightgbm is no nn.Module: it is trained in rounds"),
         ("no_such_module:Model", {}, r"cannot be imported.*no_such_module"),
         ("math:pi", {}, r"is a float"),
         ("math:floor", {}, r"no argument|could not be built|gave a"),
@@ -93,6 +102,7 @@ class Asserts(nn.Module):
         ("broken_user_model:Asserts", r"'broken_user_model:Asserts' fails on rows.*AssertionError: seven are wanted"),
         ("broken_user_model:Bare", r"'broken_user_model:Bare' has no __init__ of its own"),
         ("broken_at_import:Net", r"'broken_at_import:Net' cannot be imported: ZeroDivisionError: division by zero"),
+        ("script_at_import:Net", r"'script_at_import:Net' cannot be imported: SystemExit: usage: script FILE"),
         ("builtins:dict", r"'builtins:dict' does not say which arguments it takes"),
     ],
 )
@@ -101,6 +111,7 @@ def test_users_model_that_fails_in_any_way_is_a_model_error_with_type_and_text(
 ) -> None:
     (tmp_path / "broken_user_model.py").write_text(BROKEN)
     (tmp_path / "broken_at_import.py").write_text("RATIO = 1 / 0\n")
+    (tmp_path / "script_at_import.py").write_text("import sys\nsys.exit('usage: script FILE')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         with pytest.raises(ModelError, match=told):

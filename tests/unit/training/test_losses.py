@@ -82,3 +82,19 @@ def test_loss_that_a_task_has_not_is_refused_by_member_and_name(worlds: Any) -> 
     for delta in (0.0, float("nan")):
         with pytest.raises(TrainingError, match=r"huber_delta is (0\.0|nan); wanted above 0"):
             Member(name="bold", seed=0, loss="huber", huber_delta=delta)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
+def test_batch_whose_rows_all_weigh_nothing_teaches_a_member_nothing(loss: str, worlds: Any, params_of: Any) -> None:
+    """An epoch's last batch may be a row of a class of weight 0; by torch's formula that is 0 / 0, and the member's end."""
+    world = worlds["multiclass"]
+    x, y = world.rows(6, 1)
+    y[:] = 0
+    blind = Member(name="blind", seed=0, lr=0.1, loss=loss, class_weights=(0.0, 1.0, 1.0, 1.0, 1.0))
+    pack = Pack.create(world.spec("mlp", optimizer="sgd"), [blind, Member(name="plain", seed=0, lr=0.1)])
+    before = params_of(pack, "blind")
+    losses = pack.train_epoch([(x, y)])
+    assert losses[0] == 0
+    assert pack.failures() == {}
+    assert torch.equal(params_of(pack, "blind"), before)
+    assert not torch.equal(params_of(pack, "plain"), before)

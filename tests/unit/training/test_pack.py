@@ -120,6 +120,11 @@ def test_scores_of_a_pack_are_those_of_its_outputs(world: Any) -> None:
 def test_pack_of_no_members_or_of_two_with_one_name_is_refused(multiclass: Any) -> None:
     with pytest.raises(TrainingError, match="no members"):
         Pack.create(multiclass.spec(), [])
+    with pytest.raises(TrainingError, match="came as a dict"):
+        Pack.create(multiclass.spec(), [{"name": "a"}])  # type: ignore[list-item]
+    for name in (7, "", None):
+        with pytest.raises(TrainingError, match=rf"name is {name!r}"):
+            Member(name=name, seed=1)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=r"two members.*'twin'"):
         Pack.create(multiclass.spec(), [Member(name="twin", seed=1), Member(name="twin", seed=2)])
 
@@ -146,6 +151,14 @@ def test_pack_of_no_members_or_of_two_with_one_name_is_refused(multiclass: Any) 
         ("schedule", "sometimes"),
         ("class_weights", (1.0, -1.0)),
         ("class_weights", (0.0, 0.0)),
+        ("class_weights", 2.0),
+        ("class_weights", (1.0, math.inf)),
+        ("feature_mask", "TTTT"),
+        ("feature_mask", 4),
+        ("feature_mask", (0.5, 1.0)),
+        ("lr", 10**400),
+        ("lr", True),
+        ("dropout", 1.5),
         ("seed", 1.5),
         ("seed", 2**70),
     ],
@@ -156,7 +169,7 @@ def test_member_with_an_impossible_value_is_refused_by_name_and_value(field: str
         Member(**(given | {field: value}))
     assert "trial-7" in str(caught.value)
     assert field in str(caught.value)
-    assert repr(value) in str(caught.value)
+    assert str(value)[:60] in str(caught.value)
 
 
 def test_member_of_an_unknown_field_is_refused_with_what_there_is() -> None:
@@ -181,6 +194,11 @@ def test_members_of_mixed_shapes_are_refused_by_name_and_value() -> None:
     seeds = {"one": 1, "two": 2, "three": 3}
     with pytest.raises(TrainingError, match=r"'three' has hidden = \(128,\).*'one' has \(64, 32\)"):
         members_of(configs, seeds)
+    with pytest.raises(TrainingError, match="'one' has no seed"):
+        members_of(configs, {})
+    of_two_models = {n: {"model": f"package.{n}:Net"} for n in ("one", "two")}
+    with pytest.raises(TrainingError, match=r"'two' has model = 'package.two:Net', member 'one' has 'package.one:Net'"):
+        members_of(of_two_models, seeds)
     assert [m.lr for m in members_of({n: configs[n] for n in ("one", "two")}, seeds)] == [0.1, 0.2]
     assert pack_signature(configs["one"]) == pack_signature(configs["two"]) != pack_signature(configs["three"])
 
@@ -190,6 +208,17 @@ def test_spec_that_cannot_be_is_refused_by_value(multiclass: Any) -> None:
         multiclass.spec(optimizer="lion")
     with pytest.raises(TrainingError, match="batch_size 0"):
         multiclass.spec(batch_size=0)
+    for field, value in [
+        ("batch_size", 2.5), ("batch_size", math.nan), ("batch_size", "8"), ("total_epochs", 1.5), ("num_outputs", True),
+        ("num_outputs", 0), ("input_shape", ()), ("input_shape", 6), ("input_shape", (0,)), ("input_shape", (-3,)),
+        ("task", "cluster"), ("model_args", None),
+    ]:  # fmt: skip
+        with pytest.raises(TrainingError) as caught:
+            multiclass.spec(**{field: value})
+        assert field in str(caught.value)
+        assert repr(value) in str(caught.value)
+    with pytest.raises(TrainingError, match="None"):
+        multiclass.spec(model=None)
     with pytest.raises(TrainingError, match=r"num_outputs.*3"):
         PackSpec(
             model="mlp", model_args={}, task=Task.BINARY, input_shape=(4,), num_outputs=3, batch_size=8, total_epochs=1
@@ -204,10 +233,41 @@ def test_batches_that_do_not_fit_are_refused_by_what_was_found(world: Any) -> No
         ((x.to(torch.int64), y), r"int64.*float32"),
         ((x.double(), y), r"float64.*float32"),
         ((x, y[:5]), r"8.*5"),
+        ((x.numpy(), y), r"ndarray"),
+        ((x, None), r"NoneType"),
+        ((x, y, y), r"pair of inputs and labels"),
+        (x, r"pair of inputs and labels"),
+        ((torch.cat([x, x]), torch.cat([y, y])), r"16 rows, more than the batch_size of 12"),
     ]:
         with pytest.raises(TrainingError, match=match):
             pack.train_epoch([bad])
+    for steps in (0, -1, math.nan):
+        with pytest.raises(TrainingError, match=rf"steps_per_epoch is {steps}"):
+            pack.train_epoch([(x, y)], steps_per_epoch=steps)  # type: ignore[arg-type]
+    for ask in (pack.predict, lambda rows: pack.score(rows, y, [])):
+        for rows, match in ((x[:, :3], r"\(3,\).*\(16,\)"), (x.to(torch.int64), "int64"), (x.numpy(), "ndarray")):
+            with pytest.raises(TrainingError, match=match):
+                ask(rows)
     assert pack.step == 0, "nothing was trained"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_refused_by_row_and_column_and_no_member_is_told_as_diverged(
+    value: float, worlds: Any
+) -> None:
+    world = worlds["regression"]
+    pack = pack_of(world)
+    x, y = world.rows(8, 1)
+    for what, at in (("inputs", x), ("targets", y)):
+        kept = float(at[3, 2])
+        at[3, 2] = value
+        for ask in (lambda: pack.train_epoch([(x, y)]), lambda: pack.score(x, y, ["mse"])):
+            with pytest.raises(TrainingError, match=rf"{what} of a batch have {value} in row 3, column 2"):
+                ask()
+        at[3, 2] = kept
+    large = torch.full_like(x, 3e38)
+    pack.train_epoch([(large, y)])
+    assert len(pack.failures()) == 4, "finite numbers whose sum is not are no fault of the rows"
 
 
 @pytest.mark.parametrize(("label", "match"), [(5, "5"), (-1, "-1")])

@@ -173,9 +173,31 @@ def test_threads_of_small_products_are_one_and_the_callers_are_put_back(worlds: 
     assert torch.get_num_threads() == before
 
 
-def test_chunk_that_is_no_size_is_refused(worlds: Any) -> None:
-    with pytest.raises(TrainingError, match="chunk of 0"):
-        Pack.create(worlds["binary"].spec("mlp"), [Member(name="a", seed=0)], chunk=0)
+@pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize("name", ["chunk", "threads"])
+def test_chunk_or_threads_that_are_no_number_of_them_are_refused(name: str, value: Any, worlds: Any) -> None:
+    with pytest.raises(TrainingError, match=rf"{name} is {value!r}; a whole number"):
+        Pack.create(worlds["binary"].spec("mlp"), [Member(name="a", seed=0)], **{name: value})
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:99", "meta", 7.5])
+def test_device_that_is_not_there_is_refused_with_those_that_are(device: Any, worlds: Any) -> None:
+    spec = worlds["binary"].spec("mlp")
+    for ask in (
+        lambda: Pack.create(spec, [Member(name="a", seed=0)], device=device),
+        lambda: calibrate(spec, device=device),
+    ):
+        with pytest.raises(MachineError, match=rf"No device {device!r}.*It has: cpu"):
+            ask()
+
+
+def test_calibration_of_nothing_is_refused(worlds: Any) -> None:
+    spec = worlds["binary"].spec("mlp")
+    with pytest.raises(TrainingError, match="largest chunk of 0"):
+        calibrate(spec, most=0)
+    for seconds in (0.0, float("nan")):
+        with pytest.raises(TrainingError, match=rf"seconds is {seconds}"):
+            calibrate(spec, seconds=seconds)
 
 
 def test_calibration_stops_where_members_per_second_stop_rising() -> None:
