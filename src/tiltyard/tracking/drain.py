@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ NICE = 10
 IDLE_S = 0.05
 ORPHAN_S = 2.0
 """With nothing to read for this long and the driver gone, the process ends; the spool stays."""
-BACKOFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 30.0)
+BACKOFF_S = (0.5, 1.0, 2.0, *(5.0,) * 20)
+"""A driver that waits for MLflow gives it a minute, so none of these may be long."""
 
 Record = dict[str, Any]
 
@@ -143,7 +145,7 @@ def drain(folder: Path, tracking_uri: str, artifact_root: str | None, *, driver:
     """Writes everything in the spool; returns at its end.
 
     Raises:
-        Exception: MLflow's own, where it does not answer for minutes; the spool stays.
+        Exception: MLflow's own, where it does not answer for minutes and the driver is gone; the spool stays.
     """
     state = _State(folder)
     writer: list[_Writer] = []
@@ -155,19 +157,20 @@ def drain(folder: Path, tracking_uri: str, artifact_root: str | None, *, driver:
 
     for record in lines(folder, done=state.values["done"], first=first, driver=driver):
         if record is not None and record["kind"] != "end":
-            _with_backoff(write, record, state)
+            _with_backoff(write, record, state, driver)
         state.set(done=state.values["done"] + 1, error=None)
 
 
-def _with_backoff(write: Callable[[Record], None], record: Record, state: _State) -> None:
-    for wait_s in (*BACKOFF_S, None):
+def _with_backoff(write: Callable[[Record], None], record: Record, state: _State, driver: int) -> None:
+    """Tries as long as the driver lives, for a sweep may be longer than any outage; then for a while."""
+    for wait_s in chain(BACKOFF_S, repeat(None)):
         try:
             write(record)
         except Exception as error:
             state.set(error=shown(f"{type(error).__name__}: {error}")[:2000])
-            if wait_s is None:
+            if wait_s is None and os.getppid() != driver:
                 raise
-            time.sleep(wait_s)
+            time.sleep(BACKOFF_S[-1] if wait_s is None else wait_s)
         else:
             return
 

@@ -27,8 +27,11 @@ LOG_LINES = 20
 PATIENCE_S = 30.0
 """The writer is left when it has written nothing for this long."""
 AWAY_S = 5.0
-"""And for this long where MLflow refuses: the spool is kept, the next start writes it."""
+"""And for this long where MLflow never answered in this launch: the spool is kept, the next start writes it."""
+RETURN_S = 60.0
+"""And for this long where it did and refuses now: it may be started again just then."""
 _POLL_S = 0.02
+_TELL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,7 @@ class Tracker:
         self._report: TrackerReport | None = None
         self._progress = 0, 0.0
         """Lines that were written when somebody last looked, and since when."""
+        self._at_start = 0
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +70,7 @@ class Tracker:
         if kind is not None and self._spool is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
             self.close_launch(status=status, metrics={}, tags={"tiltyard.reason": f"{kind.__name__}: {error}"[:5000]})
-        self.close()
+        self.close(return_s=RETURN_S if kind is None else AWAY_S)
 
     def start(self) -> Tracker:
         """Starts the writer's process; where an earlier one still drains the spool, it waits for that one."""
@@ -93,7 +97,7 @@ class Tracker:
                 | {TRACKING_ENV: self._settings.tracking_uri},  # argv is anybody's to read
                 start_new_session=True,  # Ctrl-C at the terminal ends the sweep, not the record of it
             )
-        self._progress = -1, time.monotonic()
+        self._progress, self._at_start = (-1, time.monotonic()), int(self._state().get("done", 0))
         return self
 
     def open_launch(self, record: LaunchRecord) -> None:
@@ -126,8 +130,13 @@ class Tracker:
         """Run ids by cell, of what is written so far."""
         return {cell: run_id for cell, (run_id, _) in written(self._folder).items()}
 
-    def close(self) -> TrackerReport:
-        """Lets the writer drain the spool and ends it where it cannot; what is left stays in the spool."""
+    def close(self, *, return_s: float = RETURN_S, say: Callable[[str], None] = lambda _: None) -> TrackerReport:
+        """Lets the writer drain the spool and ends it where it cannot; what is left stays in the spool.
+
+        Args:
+            return_s: How long to wait for an MLflow that answered in this launch and refuses now.
+            say: Told that it is waited for.
+        """
         if self._report is not None:
             return self._report
         error = None
@@ -136,7 +145,9 @@ class Tracker:
             self._spool.close()
             self._spool = None
         if self._process is not None:
-            self._wait(lambda: False)
+            if self._answered():  # long ago, maybe: what came between is no reason to leave at once
+                self._progress = self._progress[0], time.monotonic()
+            self._wait(lambda: False, return_s, say)
             if self._process.poll() is None:
                 self._process.terminate()
                 self._process.wait()
@@ -158,16 +169,28 @@ class Tracker:
         self._spool.flush()
         self._sent += 1
 
-    def _wait(self, condition: Callable[[], bool]) -> None:
+    def _wait(
+        self, condition: Callable[[], bool], return_s: float = AWAY_S, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Until the condition holds, the writer has ended, or it comes no further."""
+        told = False
         while not condition() and self._process is not None and self._process.poll() is None:
             state = self._state()
             if (done := state.get("done", 0)) != self._progress[0]:
                 self._progress = done, time.monotonic()
             refused = state.get("error") and state.get("pid") == self._process.pid  # not what an earlier writer left
-            if time.monotonic() - self._progress[1] > (AWAY_S if refused else PATIENCE_S):
+            returns = refused and self._answered() and return_s > AWAY_S
+            waited_s = time.monotonic() - self._progress[1]
+            if waited_s > (return_s if returns else AWAY_S if refused else PATIENCE_S):
                 return
+            if returns and not told and waited_s > _TELL_S:
+                told = True
+                say(f"MLflow does not answer; waiting up to {return_s:g} s for it")
             time.sleep(_POLL_S)
+
+    def _answered(self) -> bool:
+        """MLflow took something in this launch."""
+        return int(self._state().get("done", 0)) > self._at_start
 
     def _state(self) -> dict[str, Any]:
         return read_state(self._folder)

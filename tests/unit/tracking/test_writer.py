@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from mlflow import MlflowClient
 from tiltyard.errors import MachineError
 from tiltyard.settings import Settings
 from tiltyard.tracking import LaunchRecord, Tracker, TrialRecord, drain_leftover
-from tiltyard.tracking.writer import spool_folder
+from tiltyard.tracking.writer import AWAY_S, spool_folder
 
 pytestmark = pytest.mark.slow  # each starts processes that import MLflow
 
@@ -296,7 +297,7 @@ def answers(port: int) -> bool:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_mlflow_server_that_is_killed_and_comes_back_has_each_trial_once(
     tmp_path: Path, database: str, launch: LaunchRecord
 ) -> None:
@@ -308,15 +309,24 @@ def test_mlflow_server_that_is_killed_and_comes_back_has_each_trial_once(
             until(lambda: len(tracker.run_ids()) >= 2, timeout_s=60)
         for index in range(6, 10):  # sent while it is away
             tracker.trial(trial(index))
-        with mlflow_server(port, database, tmp_path):
-            tracker.close_launch(status="FINISHED", metrics={}, tags={})
-            until(lambda: len(tracker.run_ids()) == 10, timeout_s=60)
-            report = tracker.close()
+        tracker.close_launch(status="FINISHED", metrics={}, tags={})
+        said: list[str] = []
+        with ThreadPoolExecutor() as pool:  # the driver closes while it is away: it is started again just then
+            begun = time.monotonic()
+            closing = pool.submit(tracker.close, return_s=150, say=said.append)
+            until(lambda: closing.done() or time.monotonic() > begun + AWAY_S + 1)
+            assert not closing.done()
+            with mlflow_server(port, database, tmp_path):
+                report = closing.result()
+    assert said == ["MLflow does not answer; waiting up to 150 s for it"]
     assert (report.pending, report.error) == (0, None)
     assert_each_once(database, launch, 10)
 
 
-def test_password_of_mlflow_is_in_no_command_line_and_in_no_report(tmp_path: Path, launch: LaunchRecord) -> None:
+def test_password_of_mlflow_is_in_no_command_line_and_in_no_report(
+    tmp_path: Path, launch: LaunchRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tiltyard.tracking.writer.AWAY_S", 0.5)  # nothing is waited for here
     with socket.socket() as closed:  # bound and not listening: refused at once
         closed.bind(("127.0.0.1", 0))
         settings = settings_at(tmp_path, f"http://ann:s3cret@127.0.0.1:{closed.getsockname()[1]}")

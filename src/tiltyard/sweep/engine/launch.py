@@ -43,6 +43,7 @@ from tiltyard.sweep.leaderboard import Leaderboard
 from tiltyard.sweep.plan import DatasetFacts, Group, Plan, Trial
 from tiltyard.telemetry import logs
 from tiltyard.tracking import LaunchRecord, Tracker, drain_leftover
+from tiltyard.tracking.writer import AWAY_S, RETURN_S
 
 PARENT_EVERY_S = 5.0
 """How often a sweep looks whether MLflow's writer has the parent run."""
@@ -373,7 +374,7 @@ class _Launch:
         reason = driver.stop_reason
         board = self.answer.board(Look())
         tracker.close_launch(status="KILLED", metrics={}, tags={"tiltyard.reason": reason or ""})
-        report = tracker.close()
+        report = tracker.close(return_s=AWAY_S if by_person else RETURN_S, say=self.watch.step)
         self.journal.release(self.claim, state="stopped", summary={"reason": reason})
         results = self.answer.results()
         return self.answer.outcome("stopped", reason, board, results, report, {}, by_person=by_person)
@@ -412,7 +413,7 @@ class _Launch:
             self.journal.set_parent_run(self.claim, parent)
         if self.page is not None and (page := self.page(self.claim.key, board, driver.stop_reason)) is not None:
             tracker.artifact("report.html", page)  # drawn while the writer still writes trials
-        report = tracker.close()
+        report = tracker.close(say=self.watch.step)
         reason = driver.stop_reason
         self.control.refuse_rest()
         self.journal.release(
