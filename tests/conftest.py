@@ -75,14 +75,17 @@ def ray_session(home_of_its_own: Path) -> Iterator[None]:
     """The session's one local Ray: two CPUs, 1 GiB object store."""
     import ray
 
-    ray.init(
-        address="local",  # not one that somebody else started on this machine
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=1 << 30,
-        logging_level=logging.ERROR,
-    )
+    from tiltyard.ray_address import port_of_its_own
+
+    with port_of_its_own():
+        ray.init(
+            address="local",  # not one that somebody else started on this machine
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=1 << 30,
+            logging_level=logging.ERROR,
+        )
     yield
     ray.shutdown()
 

@@ -1,8 +1,14 @@
-"""Is there a Ray at the address that the environment names? Asked before Ray is, which tries for minutes and says nothing."""
+"""Is there a Ray at the address that the environment names? Asked before Ray is, which tries for minutes and says nothing.
+
+And what a Ray that is started for one process must not share with others of the machine.
+"""
 
 from __future__ import annotations
 
+import functools
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from tiltyard.errors import MachineError
@@ -74,3 +80,20 @@ def _host_and_port(address: str, rest: str, default_port: int | None) -> tuple[s
 
 def _no_ray(found: str, instead: str) -> str:
     return f"{found}. Wanted: the head of a running Ray. {instead}"
+
+
+@contextmanager
+def port_of_its_own() -> Iterator[None]:
+    """A Ray that ``ray.init`` starts within the block has its agent listen where there is room.
+
+    ``ray.init`` of 2.60 has no argument for it: every Ray's agent wants port 52365. Where another Ray of the machine has it,
+    be it one whose driver was just killed, the agent tries for 4 s, during which nothing can start, and does without.
+    """
+    from ray._private import parameter
+
+    named = parameter.RayParams
+    parameter.RayParams = functools.partial(named, dashboard_agent_listen_port=0)  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        parameter.RayParams = named  # type: ignore[misc]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 import ray
+from ray._private import parameter, ray_constants
 
 from tiltyard.errors import MachineError
-from tiltyard.ray_address import probe
+from tiltyard.ray_address import port_of_its_own, probe
 
 pytestmark = pytest.mark.ray
 
@@ -35,3 +37,12 @@ def test_probe_of_auto_that_finds_a_ray_just_ended_names_its_address(found_here:
         found_here.add(f"127.0.0.1:{port}")
         with pytest.raises(MachineError, match=rf"Nothing answers at [0-9.]+:{port}, which RAY_ADDRESS auto"):
             probe("auto")
+
+
+def test_ray_of_a_process_has_its_agent_listen_where_no_other_ray_wants_to(ray_session: None) -> None:
+    node: Any = ray._private.worker._global_node
+    assert node.dashboard_agent_listen_port not in {-1, ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT}
+    before = parameter.RayParams
+    with port_of_its_own():
+        assert parameter.RayParams().dashboard_agent_listen_port == 0
+    assert parameter.RayParams is before

@@ -14,7 +14,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from tiltyard.errors import ServingError, TiltyardError
-from tiltyard.ray_address import probe
+from tiltyard.ray_address import port_of_its_own, probe
 from tiltyard.serving.answers import Answer, Described
 from tiltyard.serving.environment import SERVE_ALONE_ENV
 
@@ -55,7 +55,8 @@ def connect() -> bool:
     own: dict[str, Any] = (
         {} if joins else {"address": "local", "include_dashboard": False, "object_store_memory": 512 << 20}
     )
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
+    with port_of_its_own():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **own)
     return not joins
 
 

@@ -21,7 +21,7 @@ from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 
 from tiltyard.experiment import Resources
 from tiltyard.placement import GPU_NODE_CPU, NodeGroup, asked, at_once, fit
-from tiltyard.ray_address import probe
+from tiltyard.ray_address import port_of_its_own, probe
 from tiltyard.sweep.preflight import SHARED_MEMORY, Node, object_store_bytes
 
 
@@ -68,14 +68,15 @@ def ensure_ray(*, cpus: int | None = None) -> bool:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
             return False
-        ray.init(
-            address="local",  # without it Ray joins whatever somebody started on this machine with `ray start`
-            num_cpus=cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=_object_store_bytes(),
-        )
+        with port_of_its_own():
+            ray.init(
+                address="local",  # without it Ray joins whatever somebody started on this machine with `ray start`
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_object_store_bytes(),
+            )
         return True
 
 
