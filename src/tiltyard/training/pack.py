@@ -25,10 +25,10 @@ from tiltyard.training import checkpoint, dense, sizing
 from tiltyard.training.beginning import Beginning, build_module
 from tiltyard.training.chunk import Batch, Chunk, Model
 from tiltyard.training.layout import Buffer
-from tiltyard.training.optimizers import rates
+from tiltyard.training.optimizers import MOMENTS, rates
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import Member, PackSpec
-from tiltyard.training.vmapped import Stacked, explain_unpackable, returns, template
+from tiltyard.training.vmapped import Stacked, carried, explain_unpackable, returns, template
 from tiltyard.types import Task
 
 Array = npt.NDArray[np.float64]
@@ -82,6 +82,7 @@ class Pack:
         self._chunks: list[Chunk] = []
         self._held: tuple[Member, ...] = self.members
         self._live: list[int] | None = None
+        self._saving: checkpoint.Saving | None = None
 
     @classmethod
     def create(
@@ -478,11 +479,17 @@ class Pack:
 
     def save(self, folder: Path) -> None:
         """Writes a checkpoint of the whole pack: safetensors and JSON, whole or not at all."""
+        if self._saving is not None:
+            self._saving.settle()
         checkpoint.write(folder, *self._snapshot())
 
     def save_later(self, folder: Path) -> checkpoint.Saving:
-        """The same, off the training path: the numbers are copied now and written by a thread while training goes on."""
-        return checkpoint.Saving(folder, *self._snapshot())
+        """The same, off the training path: the numbers are copied now and written by a thread while training goes on.
+
+        Checkpoints of a pack are written in the order in which they were asked for.
+        """
+        self._saving = checkpoint.Saving(folder, *self._snapshot(), after=self._saving)
+        return self._saving
 
     def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         rows = self._rows(host=True)
@@ -512,19 +519,26 @@ class Pack:
         """Reads a checkpoint, or only some members of it, in that order; it goes on as if nothing had happened.
 
         Raises:
-            ModelError: If there is no whole checkpoint, or a newer Tiltyard wrote it.
+            ModelError: If there is no whole checkpoint, it is not as it was written or does not fit its model, or a newer
+                Tiltyard wrote it.
             TrainingError: If a name is not in it.
         """
         tensors, meta = checkpoint.read(folder)
-        members = [Member.from_dict(m) for m in meta["members"]]
+        try:
+            spec, members = PackSpec.from_dict(meta["spec"]), [Member.from_dict(m) for m in meta["members"]]
+            epoch, step, failed = int(meta["epoch"]), int(meta["step"]), dict(meta["failed"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(
+                f"The checkpoint in {folder} does not say what a pack's must: {type(error).__name__}: {error}. Train the pack "
+                "again."
+            ) from error
         places = {m.name: i for i, m in enumerate(members)}
         at = [_place(places, n) for n in names] if names is not None else list(range(len(members)))
-        pack = cls(
-            PackSpec.from_dict(meta["spec"]), [members[i] for i in at], device=device, chunk=chunk, threads=threads
-        )
-        pack.epoch, pack.step = meta["epoch"], meta["step"]
+        pack = cls(spec, [members[i] for i in at], device=device, chunk=chunk, threads=threads)
+        pack._check_tensors(folder, tensors, len(members))
+        pack.epoch, pack.step = epoch, step
         wanted = {m.name for m in pack.members}
-        pack._failed = {n: r for n, r in meta["failed"].items() if n in wanted}
+        pack._failed = {n: r for n, r in failed.items() if n in wanted}
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
@@ -532,6 +546,21 @@ class Pack:
         rows = _Rows(tensors["params"], part("moment."), part("extra."))
         pack._fill(lambda some: rows.part(at[some]))
         return pack
+
+    def _check_tensors(self, folder: Path, tensors: Mapping[str, Tensor], count: int) -> None:
+        """Whether these are the numbers of ``count`` members of this pack's model."""
+        floats = ("params", *(f"moment.{n}" for n in MOMENTS[self.spec.optimizer]))
+        wanted = dict.fromkeys(floats, ((count, self._model.layout.num_params), torch.float32))
+        if self._model.parts is None:
+            own = carried(self._model.template)
+            wanted |= {f"extra.{n}": ((count, *t.shape), t.dtype) for n, t in own.items()}
+        found = {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()}
+        if found != wanted:
+            name = next(n for n in sorted({*found, *wanted}) if found.get(n) != wanted.get(n))
+            raise ModelError(
+                f"The checkpoint in {folder} does not fit its model {self.spec.model!r}: {name} is {found.get(name)}, and "
+                f"{wanted.get(name)} is wanted. Has the model's code changed? Train the pack again."
+            )
 
     def _index(self, name: str) -> int:
         return _place({m.name: i for i, m in enumerate(self.members)}, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,80 @@ def test_checkpoint_with_its_tensors_cut_short_or_gone_is_refused(worlds: Any, t
         Pack.load(tmp_path)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_checkpoint_of_which_any_byte_has_changed_is_refused(seed: int, worlds: Any, tmp_path: Path) -> None:
+    pack_of(worlds["multiclass"]).save(tmp_path)
+    draw = random.Random(seed)
+    for file in sorted(tmp_path.iterdir()):
+        whole = file.read_bytes()
+        for place in draw.sample(range(len(whole)), 40):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << draw.randrange(8))]) + whole[place + 1 :])
+            with pytest.raises(ModelError):
+                Pack.load(tmp_path)
+        file.write_bytes(whole)
+    assert Pack.load(tmp_path).epoch == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"members": None}, r"does not say what a pack's must"),
+        ({"spec": {"model": "mlp"}}, r"does not say what a pack's must"),
+        ({"epoch": "one"}, r"does not say what a pack's must"),
+        ({"optimizer": "momentum"}, r"does not fit its model 'mlp': moment.m is"),
+        ({"model_args": {"hidden": [7]}}, r"does not fit its model 'mlp': moment.m is \(\(3, 761\)"),
+        ({"tensors": ""}, r"not whole"),
+        ({"tensors": "../../elsewhere"}, r"not whole: elsewhere"),
+        ({"schema_version": 0}, r"schema version 0; this Tiltyard reads 1 to 3"),
+        ({"schema_version": True}, r"schema version True"),
+        ([], r"holds a list; an object is wanted"),
+        (None, r"holds a NoneType; an object is wanted"),
+    ],
+)
+def test_checkpoint_that_says_what_cannot_be_is_refused_with_what_it_says(
+    changes: Any, match: str, worlds: Any, tmp_path: Path
+) -> None:
+    """Of schema 2, which had no checksum that would tell."""
+    pack_of(worlds["multiclass"]).save(tmp_path)
+    path = tmp_path / "pack.json"
+    meta = json.loads(path.read_text()) | {"schema_version": 2}
+    del meta["crc32"]
+    if isinstance(changes, dict):
+        for name, value in changes.items():
+            (meta["spec"] if name in {"optimizer", "model_args"} else meta)[name] = value
+    path.write_text(json.dumps(meta if isinstance(changes, dict) else changes))
+    with pytest.raises(ModelError, match=match):
+        Pack.load(tmp_path)
+
+
+def test_checkpoints_asked_for_one_after_another_are_written_in_that_order(worlds: Any, tmp_path: Path) -> None:
+    world = worlds["multiclass"]
+    pack = pack_of(world)
+    for epoch in range(1, 6):
+        pack.save_later(tmp_path)
+        pack.train_epoch(world.batches(epoch))
+    pack.save_later(tmp_path).wait()
+    assert Pack.load(tmp_path).epoch == 6
+    pack.save_later(tmp_path)
+    pack.train_epoch(world.batches(6))
+    pack.save(tmp_path)
+    assert Pack.load(tmp_path).epoch == 7
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_checkpoint_of_schema_2_which_had_no_checksum_is_read(worlds: Any, tmp_path: Path, params_of: Any) -> None:
+    pack = pack_of(worlds["multiclass"])
+    pack.save(tmp_path)
+    path = tmp_path / "pack.json"
+    meta = json.loads(path.read_text()) | {"schema_version": 2}
+    del meta["crc32"]
+    path.write_text(json.dumps(meta))
+    assert torch.equal(params_of(Pack.load(tmp_path), "m1"), params_of(pack, "m1"))
+    path.write_text(json.dumps(meta | {"schema_version": 3}))
+    with pytest.raises(ModelError, match="None is recorded"):
+        Pack.load(tmp_path)
+
+
 def test_checkpoint_of_schema_1_is_read(worlds: Any, tmp_path: Path, params_of: Any) -> None:
     """Its tensors lay in pack.safetensors, and its JSON did not say so."""
     pack = pack_of(worlds["multiclass"])
@@ -101,7 +176,7 @@ def test_checkpoint_of_schema_1_is_read(worlds: Any, tmp_path: Path, params_of: 
     old = tmp_path / "old"
     old.mkdir()
     save_file(tensors, old / "pack.safetensors")
-    del meta["tensors"]
+    del meta["tensors"], meta["crc32"]
     (old / "pack.json").write_text(json.dumps(meta | {"schema_version": 1}))
     back = Pack.load(old)
     for member in pack.members:
