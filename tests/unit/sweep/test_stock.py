@@ -211,6 +211,16 @@ def test_queue_that_is_ended_after_its_last_member_was_recorded_pays_for_what_it
     assert journal.spend(sweep.claim.key).cpu_s == pytest.approx(30, abs=5)
 
 
+def test_trial_that_reports_no_metric_of_the_experiment_is_told_what_it_reported(
+    journal: Journal, tmp_path: Path
+) -> None:
+    sweep = Sweep(journal, tmp_path)
+    rays_own = {"training_iteration": 1, "time_total_s": 2.0, "pid": 7, "trial_id": "0", "config": {}}
+    assert sweep.conductor.report(sweep.tune_trials[0], {**rays_own, "loss": 0.1})
+    sweep.conductor.end(sweep.tune_trials[0])
+    assert sweep.states()[0] == ("failed", 0, "report() was not told accuracy; it was told loss")
+
+
 def test_trial_that_raised_bears_the_last_line_that_ray_tune_wrote_of_it(journal: Journal, tmp_path: Path) -> None:
     sweep = Sweep(journal, tmp_path)
     (tmp_path / "error.txt").write_bytes(b"Traceback\n  File\nValueError: no \xff thing\n\n")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from ray import exceptions
+from ray._private import worker
 from ray.air.execution import FixedResourceManager, ResourceRequest
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 
-from tiltyard.sweep.engine.tuners import set_up
+from tiltyard.sweep.engine.tuners import message_of, set_up
 
 KILLED = """Task was killed due to the node running low on memory.
 Memory on the node (IP: 10.0.0.7, ID: ab) where the task was running was 14.1GB / 15.0GB (0.94), which exceeds the memory \
@@ -64,3 +65,53 @@ def test_set_up_twice_wraps_once() -> None:
     first: Any = RayActorManager._actor_task_failed
     set_up()
     assert RayActorManager._actor_task_failed is first
+
+
+ENDED = """Failure # 1
+Traceback (most recent call last):
+  File "ray/worker.py", line 1055, in get_objects
+    raise value
+ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
+\tpid: 17
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: {detail}
+"""
+RAISED = """Traceback (most recent call last):
+  File "ray/worker.py", line 1055, in get_objects
+    raise value
+ray.exceptions.RayTaskError(ValueError): ray::ImplicitFunc.train()
+  File "mine.py", line 3, in train
+    raise ValueError("two\\nlines")
+ValueError: two
+lines
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("", "its process died before it could say why"),
+        (RAISED, "ValueError: two\nlines"),
+        (ENDED.format(detail="Worker exits with an exit code 2."), "its process exited with code 2 before it ended"),
+        (
+            ENDED.format(detail="A connection error. End of file. Some common causes include: (1) the OOM killer"),
+            "its process died (A connection error. End of file); where nobody ended it, it crashed or memory ran out",
+        ),
+        ("Traceback\n  File x\nOther\nout of memory: it was full", "out of memory: it was full"),
+        ("no traceback at all", "no traceback at all"),
+    ],
+)
+def test_reason_of_a_trial_is_the_message_without_the_stack(told: str, message: str) -> None:
+    assert message_of(told) == message
+
+
+def test_what_ray_writes_of_a_workers_death_is_not_shown_and_all_else_is(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up()
+    lines = [
+        "A worker died or was killed while executing a task by an unexpected system error. To trouble",
+        "disk is full",
+    ]
+    for line in lines:
+        worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    told = capsys.readouterr().out
+    assert "disk is full" in told
+    assert "A worker died" not in told

@@ -60,9 +60,10 @@ def curves_of_some(
     found: dict[str, dict[int, float]] = {cell: {} for cell in wanted}
     for uri, some in cells.items():
         with storage.opening(f"{uri}/{CURVES}") as file:
-            table = None if file is None else pq.read_table(file, columns=["cell", "epoch", metric])
-        if table is None:
-            continue
+            opened = None if file is None else pq.ParquetFile(file)
+            if opened is None or metric not in opened.schema_arrow.names:  # nothing in it has ever been scored
+                continue
+            table = opened.read(columns=["cell", "epoch", metric])
         table = table.filter(pc.is_in(table.column("cell"), pa.array(some, table.column("cell").type)))
         for cell, epoch, value in zip(*(column.to_pylist() for column in table.columns), strict=True):
             found[cell][epoch] = value

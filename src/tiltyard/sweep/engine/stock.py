@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray import tune
 from ray.tune import Callback, Stopper
+from ray.tune.result import AUTO_RESULT_KEYS
 from ray.tune.search import BasicVariantGenerator
 
 from tiltyard.experiment import SILENT_S
@@ -45,6 +46,8 @@ from tiltyard.sweep.halving import StartPack, TrialState
 from tiltyard.sweep.plan import Group, Trial
 from tiltyard.types import TUNE_TRAINABLE
 
+_RAYS_OWN = frozenset({*AUTO_RESULT_KEYS, "trial_id", "experiment_id", "experiment_tag", "done", "should_checkpoint"})
+"""What Ray Tune adds to a report."""
 START_S = 60.0
 """A trial's process has so long to start, beside the time that the trial has; more than any start took on two busy cores."""
 
@@ -170,7 +173,8 @@ class _Conductor:
         told = {name: result[name] for name in (*metrics, "train_loss") if name in result}
         if result.get("done") and not told:  # Ray Tune's own word at the end of a function
             return False
-        wrong = wrong_report(epoch, told, metrics)
+        others = {} if told else {k: v for k, v in result.items() if k not in _RAYS_OWN and not k.startswith("__")}
+        wrong = wrong_report(epoch, told or others, metrics)
         if wrong is not None:
             self._wrong.setdefault(cell, wrong)
             return True

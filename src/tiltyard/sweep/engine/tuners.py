@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from ray._private import worker
 from ray.air._internal import usage
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
@@ -21,6 +23,7 @@ from tiltyard.sweep.engine.memory import OUT_OF_MEMORY
 
 _DEATHS = (OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 _LONGEST = 2000
+_TOLD_OF_A_DEATH = "A worker died or was killed while executing a task"
 
 
 def set_up() -> None:
@@ -36,6 +39,8 @@ def set_up() -> None:
         usage.tag_callbacks = _uncounted
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not hasattr(worker.print_to_stdstream, "__wrapped__"):
+        worker.print_to_stdstream = _without_deaths(worker.print_to_stdstream)
     if not hasattr(RayActorManager._actor_task_failed, "__wrapped__"):
         RayActorManager._actor_task_failed = _with_all_deaths(RayActorManager._actor_task_failed)  # type: ignore[method-assign]
 
@@ -58,13 +63,33 @@ def death(error: Exception) -> Exception:
 
 
 def last_error(tune_trial: Any) -> str:
-    """The last line of what Ray Tune wrote of a trial's error, here: it reaches the storage later."""
+    """What Ray Tune wrote of a trial's error, here, without its stack: it reaches the storage later."""
     try:
         told = Path(tune_trial.error_file).read_text(errors="backslashreplace")
     except (OSError, TypeError):
         told = ""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return storable(lines[-1][:_LONGEST]) if lines else "its process died before it could say why"
+    return storable(message_of(told)[:_LONGEST])
+
+
+def message_of(told: str) -> str:
+    r"""The message at the end of a traceback; of a process that is gone, how it went.
+
+    >>> message_of('Traceback:\n  File "x.py", line 1\n    f()\nValueError: two\nlines')
+    'ValueError: two\nlines'
+    """
+    lines = [line.rstrip() for line in told.splitlines() if line.strip()]
+    if not lines:
+        return "its process died before it could say why"
+    if lines[-1].strip().startswith(OUT_OF_MEMORY):
+        return lines[-1].strip()
+    died = told.partition("Worker exit detail: ")[2].partition(" Some common causes")[0].strip()
+    if (code := re.search(r"exit code (\d+)", died)) is not None:
+        return f"its process exited with code {code[1]} before it ended"
+    if died:
+        return f"its process died ({died.rstrip('.')}); where nobody ended it, it crashed or memory ran out"
+    after = 1 + max((i for i, line in enumerate(lines) if line.startswith("  File")), default=-1)
+    begins = (i for i in range(after, len(lines)) if not lines[i][0].isspace())
+    return "\n".join(line.strip() for line in lines[next(begins, len(lines) - 1) :])
 
 
 def _with_all_deaths(failed: Any) -> Any:
@@ -73,6 +98,18 @@ def _with_all_deaths(failed: Any) -> Any:
         failed(manager, tracked_actor_task=tracked_actor_task, exception=death(exception))
 
     return task_failed
+
+
+def _without_deaths(shows: Any) -> Any:
+    """Of a worker's death Ray writes a page to the driver's stdout; the reason stands on its trials."""
+
+    @functools.wraps(shows)
+    def show(data: dict[str, Any], ignore_prefix: bool) -> None:
+        left = [line for line in data["lines"] if not line.startswith(_TOLD_OF_A_DEATH)]
+        if left:
+            shows({**data, "lines": left}, ignore_prefix)
+
+    return show
 
 
 def _uncounted(callbacks: object) -> bool:
