@@ -188,6 +188,7 @@ def _bundle(
             classes=tuple(prepared.version.classes),
             metrics={f"validation_{k}": v for k, v in outcome.scores[cell, row.epoch].metrics.items()},
             lineage=lineage,
+            personal=prepared.version.spec.personal,
         ),
         preprocessor=prepared.preprocessor,
         user_code=user_modules(trial.model, job_file) if ":" in trial.model else None,

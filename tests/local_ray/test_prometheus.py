@@ -122,6 +122,7 @@ def _count(meters: Meters) -> None:
             challenger_seconds=buckets,
         )
     )
+    meters.flush()
 
 
 def test_every_query_of_boards_and_rules_finds_data_in_prometheus_while_a_sweep_runs(

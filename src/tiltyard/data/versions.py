@@ -172,6 +172,11 @@ class DatasetSpec:
         return _names(self.key)
 
     @property
+    def personal(self) -> tuple[str, ...]:
+        """Columns whose values stay out of logs: keys, which name a person or a thing, and sensitive ones."""
+        return tuple(sorted({*self.keys, *self.sensitive}))
+
+    @property
     def reserved(self) -> frozenset[str]:
         """Columns that are no features: labels, keys, group, time, sensitive and ignored ones."""
         more = (self.group, self.time)

@@ -55,6 +55,7 @@ class BundleSpec:
         classes: Label values in the order of the logits, or names of the targets.
         metrics: Scores it was chosen by, e.g. ``{"validation_accuracy": 0.98}``.
         lineage: Where it came from.
+        personal: Columns of its dataset whose values stay out of logs and refusals, whether or not the model takes them.
     """
 
     model: str
@@ -65,6 +66,7 @@ class BundleSpec:
     classes: tuple[Any, ...]
     metrics: Mapping[str, float]
     lineage: Lineage
+    personal: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -78,6 +80,7 @@ class BundleSpec:
             "classes": list(self.classes),
             "metrics": dict(self.metrics),
             "lineage": self.lineage.to_dict(),
+            **({"personal": list(self.personal)} if self.personal else {}),
         }
 
     @classmethod
@@ -102,6 +105,7 @@ class BundleSpec:
             classes=tuple(data["classes"]),
             metrics=data["metrics"],
             lineage=Lineage(**data["lineage"]),
+            personal=tuple(data.get("personal", ())),
         )
 
 

@@ -61,6 +61,7 @@ class Described:
         split: Which share of its requests a challenger meets, or why it does not; empty without one.
         registry: Why the registry does not say now which version its alias names; empty while it does.
         registry_age_s: Seconds since it said so last; 0 of a pinned version.
+        personal: Columns whose values stay out of logs and refusals.
     """
 
     served_as: str
@@ -74,6 +75,7 @@ class Described:
     split: str = ""
     registry: str = ""
     registry_age_s: float = 0.0
+    personal: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""

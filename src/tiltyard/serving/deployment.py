@@ -36,7 +36,7 @@ from tiltyard.serving.answers import Answer, Described, Limits
 from tiltyard.serving.batching import Batcher
 from tiltyard.serving.comparison import Comparison
 from tiltyard.serving.holder import served_name
-from tiltyard.serving.meters import Meters
+from tiltyard.serving.meters import FLUSH_S, Meters
 from tiltyard.serving.recorder import RECORD_S, Recorder
 from tiltyard.serving.replicas import (
     QUIET,
@@ -117,7 +117,7 @@ class Front:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._watch(name)) for name in self._models]
         self._tasks += [loop.create_task(self._watch_split(name)) for name in self._challengers]
-        self._tasks.append(loop.create_task(self._comparisons.keep()))
+        self._tasks += [loop.create_task(self._comparisons.keep()), loop.create_task(self._hand_over())]
 
     def _batcher(self, name: str, handle: Any, limits: Limits) -> Batcher:
         ask = handle.predict.remote  # made once: each look at a handle's method is another handle
@@ -204,11 +204,18 @@ class Front:
         """Counts an answered request."""
         self._meters.request(name, status, seconds, rows)
 
+    async def _hand_over(self) -> None:
+        """What was counted, once in a while: whether or not the models can be asked about themselves."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._meters.flush()
+
     async def _watch(self, name: str) -> None:
         """Keeps the model's description and its gauges fresh; a Ray gauge fades after 20 s."""
         while True:
             with contextlib.suppress(Exception):  # the replica is starting or being replaced: asked again
                 self._described[name] = found = await self._models[name].describe.remote()
+                logs.personal(found.personal)
                 self._meters.state(found, self._batchers[name].waiting)
             await asyncio.sleep(self._poll_s)
 

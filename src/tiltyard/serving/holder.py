@@ -22,6 +22,7 @@ from tiltyard.registry.bundle import Bundle, check_bundle, read_bundle
 from tiltyard.registry.version import ModelVersion, cached_bundle, recall, remember
 from tiltyard.serving.answers import Answer, Described, InputColumn
 from tiltyard.settings import Settings, shown
+from tiltyard.telemetry import logs
 
 AGAIN_S = 30.0
 """How long a version that could not be loaded is left alone before it is tried again: its artifact may have come back."""
@@ -93,6 +94,7 @@ class Holder:
                     raise
                 return False
             columns = tuple(InputColumn(name=c.name, kind=c.kind, width=c.width) for c in bundle.preprocessor.columns)
+            logs.personal(bundle.spec.personal)
             self._served, self._refused, self.problem = _Served(version, bundle, columns), None, ""
             remember(self.settings, self.address, version)
             return True
@@ -113,11 +115,18 @@ class Holder:
 
         Raises:
             DataError: If a column is missing or of another type.
+            Exception: What a user's model raises, without the personal values of the rows (`logs.cleaned`).
         """
         served = self._now()
-        x = served.bundle.preprocessor.transform(table)
-        with turn or nullcontext():
-            return _answer(served, served.bundle.predict_matrix(x))
+        try:
+            x = served.bundle.preprocessor.transform(table)
+            with turn or nullcontext():
+                return _answer(served, served.bundle.predict_matrix(x))
+        except Exception as error:  # a user's model may say of a row what it likes
+            clean = logs.cleaned(error, _values(table, served.bundle.spec.personal))
+            if clean is error:
+                raise
+            raise clean from None
 
     def answer(self, outputs: Any) -> Answer:
         """Outputs ``(rows, outputs)``, computed elsewhere, as this model's answer."""
@@ -148,6 +157,7 @@ class Holder:
             problem=self.problem,
             registry=self.heard.registry,
             registry_age_s=self.heard.age_s,
+            personal=served.bundle.spec.personal,
         )
 
     def _now(self) -> _Served:
@@ -165,6 +175,12 @@ def _answer(served: _Served, outputs: Any) -> Answer:
         classes=tuple(served.bundle.spec.classes),
         outputs=outputs,
     )
+
+
+def _values(table: pa.Table, columns: Sequence[str]) -> list[str]:
+    """What stands in these columns of the rows, as text."""
+    there = [table[name] for name in columns if name in table.column_names]
+    return [str(value) for column in there for value in column.unique().to_pylist() if value is not None]
 
 
 def served_name(address: ModelAddress) -> str:

@@ -31,8 +31,8 @@ from tiltyard.serving.answers import Answer, Described, Limits
 from tiltyard.serving.openapi import ARROW, document, page
 from tiltyard.serving.requests import RequestError, rows_from_columns, table_from_rows
 from tiltyard.serving.tokens import TokenStore, WrongGuesses
-from tiltyard.telemetry.logs import bound
-from tiltyard.telemetry.traces import span
+from tiltyard.telemetry.logs import bound, scrubbed
+from tiltyard.telemetry.traces import enabled, span
 
 _CROWD = 64
 """Bodies that are read at once beyond which a late one is laid to the crowd, not to its client."""
@@ -157,10 +157,14 @@ class _Face:
 
         async def answer(request: Request) -> Response:
             told = _request_id(request)
-            with bound(request=told), span("request", parent=request.headers.get("traceparent", ""), request=told):
-                response = await observed(request)
+            with bound(request=told):
+                response = await (traced(request, told) if enabled() else observed(request))
             response.headers["x-request-id"] = told
             return response
+
+        async def traced(request: Request, told: str) -> Response:
+            with span("request", parent=request.headers.get("traceparent", ""), request=told):
+                return await observed(request)
 
         async def observed(request: Request) -> Response:
             begun = asyncio.get_running_loop().time()
@@ -169,7 +173,7 @@ class _Face:
             except RequestError as error:
                 response = _refusal(error, retry_after_s=self._limits.retry_after_s)
             except DataError as error:
-                response = _refusal(RequestError(422, str(error)))
+                response = _refusal(RequestError(422, scrubbed(str(error))))
             except ClientDisconnect:
                 return Response(status_code=499)
             except Exception as error:  # a user's model may fail in any way on a row
@@ -263,7 +267,7 @@ class _Face:
         extra: str,
         word: Callable[[Answer], dict[str, Any]],
     ) -> Response:
-        table = table_from_rows(rows, model.columns, self._limits, extra=extra)
+        table = table_from_rows(rows, model.columns, self._limits, extra=extra, personal=model.personal)
         request.state.rows = table.num_rows
         answer = await self._within(self._backend.answer(model.served_as, table, _request_id(request)))
         return _json(word(answer), headers=_origin(answer))

@@ -181,7 +181,7 @@ class _Replica:
         ``parent`` is the ``traceparent`` of whoever asks, where traces are on.
         """
         held = self._held
-        with span("replica", parent=parent, model=str(held.address)):
+        with span("replica", parent=parent, model=held.address):
             return held.predict(unpacked(table), self._computing)
 
     def predict_arrow(self, body: bytes, parent: str = "") -> Answer:

@@ -7,7 +7,7 @@ offset in it would read other memory. Pure: no Ray, no HTTP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +36,14 @@ class RequestError(ServingError):
         return self.message
 
 
-def table_from_rows(rows: Any, columns: Sequence[InputColumn], limits: Limits, *, extra: str = "refuse") -> pa.Table:
+def table_from_rows(
+    rows: Any,
+    columns: Sequence[InputColumn],
+    limits: Limits,
+    *,
+    extra: str = "refuse",
+    personal: Collection[str] = (),
+) -> pa.Table:
     """A table from JSON rows, each an object by column name.
 
     Args:
@@ -44,6 +51,7 @@ def table_from_rows(rows: Any, columns: Sequence[InputColumn], limits: Limits, *
         columns: What the model takes.
         limits: How many rows are taken.
         extra: ``refuse`` a column that the model does not take, or ``ignore`` it.
+        personal: Columns whose values a refusal does not show: whoever gets it may log it.
 
     Raises:
         RequestError: 413 for too many rows; 422 naming row and column.
@@ -59,12 +67,16 @@ def table_from_rows(rows: Any, columns: Sequence[InputColumn], limits: Limits, *
     if extra == "refuse":
         known = {c.name for c in columns}
         for i, row in enumerate(rows):
-            problems += [_problem(i, name, row[name], "no such column") for name in row if name not in known]
+            problems += [
+                _problem(i, name, row[name], "no such column", hidden=name in personal)
+                for name in row
+                if name not in known
+            ]
         _refuse(problems)
     arrays = {}
     for column in columns:
         values = [row.get(column.name, _MISSING) for row in rows]
-        arrays[column.name] = _array(column, values, problems)
+        arrays[column.name] = _array(column, values, problems, hidden=column.name in personal)
     _refuse(problems)
     return pa.table(arrays)
 
@@ -165,7 +177,7 @@ def _wanted(column: InputColumn) -> str:
     return {"number": "a number or null", "category": "text or null"}[column.kind]
 
 
-def _array(column: InputColumn, values: list[Any], problems: list[dict[str, Any]]) -> pa.Array:
+def _array(column: InputColumn, values: list[Any], problems: list[dict[str, Any]], *, hidden: bool = False) -> pa.Array:
     """The values as an Arrow array; what is wrong is added to ``problems``."""
     kind = pa.string() if column.kind == "category" else pa.float64()
     if column.kind != "tensor":
@@ -182,7 +194,8 @@ def _array(column: InputColumn, values: list[Any], problems: list[dict[str, Any]
             found.append(convert(value))
         except ValueError:
             shown = "nothing" if value is _MISSING else value
-            problems.append(_problem(i, column.name, shown, _wanted(column), quote=value is not _MISSING))
+            there = value is not _MISSING
+            problems.append(_problem(i, column.name, shown, _wanted(column), quote=there, hidden=hidden and there))
             if len(problems) >= SHOWN_PROBLEMS:
                 break
     if problems:
@@ -264,8 +277,10 @@ def _check_count(count: int, limits: Limits) -> None:
         )
 
 
-def _problem(row: int | None, column: str | None, found: Any, wanted: str, *, quote: bool = True) -> dict[str, Any]:
-    shown = repr(found) if quote else str(found)
+def _problem(
+    row: int | None, column: str | None, found: Any, wanted: str, *, quote: bool = True, hidden: bool = False
+) -> dict[str, Any]:
+    shown = "a value that is not shown" if hidden else repr(found) if quote else str(found)
     return {"row": row, "column": column, "found": shown if len(shown) <= 80 else shown[:77] + "...", "wanted": wanted}
 
 

@@ -7,8 +7,9 @@ while nothing runs: `tiltyard.telemetry.exporter` reads it and answers Prometheu
 `Instrument.exposed` is what Prometheus sees.
 
 Three habits of Ray's exporter decide how these are made: a gauge that is not set again within 20 s fades, so each has
-somebody who renews it; the ``_sum`` of a histogram is guessed from its buckets, so totals are counters; and every process
-adds its own labels, so queries sum over them. A label is something of which there are few, never a trial.
+somebody who renews it; Ray's histograms are dear and guess their ``_sum``, so ours are kept by the process that observes
+(`tiltyard.telemetry.buckets`) and told as gauges; and every process adds its own labels, so queries sum over them. A label is
+something of which there are few, never a trial.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from tiltyard.telemetry.buckets import Histogram
+
 if TYPE_CHECKING:
-    from ray.util.metrics import Counter, Gauge, Histogram
+    from ray.util.metrics import Counter, Gauge
 
 
 class Kind(StrEnum):
@@ -97,6 +100,7 @@ def _histogram(name: str, unit: str, labels: tuple[str, ...], meaning: str, boun
 CONTROL_PLANE = (
     _gauge("tiltyard_sweep_trials", "trials", (*_SWEEP, "state"), "Trials of a running sweep by state."),
     _gauge("tiltyard_sweep_packs_running", "packs", _SWEEP, "Packs that train now."),
+    _gauge("tiltyard_sweep_packs_waiting", "packs", _SWEEP, "Packs that could train, and wait for their turn."),
     _gauge("tiltyard_sweep_work_done_ratio", "ratio", _SWEEP, "Share of the packs' epochs that is done, 0 to 1."),
     _gauge(
         "tiltyard_sweep_elapsed_seconds",
@@ -208,6 +212,12 @@ _SCORED = ("model", "role", "version", "dataset")
 DATA_PLANE = (
     _counter(
         "tiltyard_training_rows", "rows", ("dataset",), "Rows that training steps took, once for all members of a pack."
+    ),
+    _counter(
+        "tiltyard_training_bytes",
+        "bytes",
+        ("dataset",),
+        "Bytes of those rows as the model takes them, once for all members of a pack.",
     ),
     _counter("tiltyard_training_seconds", "seconds", ("dataset",), "Seconds of packs, from start to end."),
     _counter(
@@ -354,11 +364,13 @@ def gauge(name: str) -> Gauge:
 
 
 def histogram(name: str) -> Histogram:
-    """The declared histogram, to observe with."""
-    from ray.util.metrics import Histogram
+    """The declared histogram, to observe with; whoever asks for it calls its `Histogram.tell` every second or so."""
+    from ray.util.metrics import Gauge
 
     found = _of(name, Kind.HISTOGRAM)
-    return Histogram(found.name, found.meaning, list(found.bounds), found.labels)
+    return Histogram(
+        found.name, found.bounds, found.labels, lambda series, labels: Gauge(series, found.meaning, labels)
+    )
 
 
 def _of(name: str, kind: Kind) -> Instrument:

@@ -67,8 +67,9 @@ class Scrubber:
 
     def personal(self, columns: Iterable[str]) -> None:
         """Hides the values of these columns from now on."""
-        self._personal |= {str(c) for c in columns}
-        if self._personal:
+        news = {str(c) for c in columns} - self._personal
+        self._personal |= news
+        if news:
             names = "|".join(re.escape(c) for c in sorted(self._personal, key=len, reverse=True))
             value = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^\s,;}\])]+"
             self._columns = re.compile(rf"(?<![\w.])([\"']?(?:{names})[\"']?\s*[=:]\s*)({value})")
@@ -125,6 +126,73 @@ def scrubbed(text: str) -> str:
     return _SCRUBBER.text(text)
 
 
+def cleaned(error: BaseException, values: Iterable[str] = ()) -> BaseException:
+    """An error, and what it came of, as this process may say it: itself with other arguments where that will do.
+
+    Args:
+        error: Of a user's code, that goes to logs and answers.
+        values: Of personal columns, of the rows at work: hidden where one stands as a whole word of two letters or more, with
+            or without its column's name.
+    """
+    return _Cleaning(values).clean(error, set())
+
+
+class _Cleaning:
+    def __init__(self, values: Iterable[str]) -> None:
+        self._words = sorted({v for v in values if len(v) > 1}, key=len, reverse=True)
+
+    def clean(self, error: BaseException, seen: set[int]) -> BaseException:
+        seen.add(id(error))
+        if self._tells(error):
+            error.args = tuple(self._argument(a) for a in error.args)
+        if self._tells(error):  # it words itself from elsewhere
+            text = self._text(_said(error))
+            return RuntimeError(f"{type(error).__name__}: {text}").with_traceback(error.__traceback__)
+        notes = getattr(error, "__notes__", [])
+        notes[:] = [self._text(str(n)) for n in notes]
+        silent, cause, context = error.__suppress_context__, error.__cause__, error.__context__
+        error.__cause__, error.__context__ = self._before(cause, seen), self._before(context, seen)
+        error.__suppress_context__ = silent
+        return error
+
+    def _before(self, error: BaseException | None, seen: set[int]) -> BaseException | None:
+        return error if error is None or id(error) in seen else self.clean(error, seen)
+
+    def _tells(self, error: BaseException) -> bool:
+        return self._text(_said(error)) != _said(error)
+
+    def _argument(self, value: Any) -> Any:
+        told = _said(value)
+        text = self._text(told)
+        return value if text == told else text
+
+    def _text(self, told: str) -> str:
+        text = scrubbed(told)
+        if found := [w for w in self._words if w in text]:
+            text = re.sub(rf"(?<!\w)(?:{'|'.join(map(re.escape, found))})(?!\w)", HIDDEN, text)
+        return text
+
+
+def _said(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # a user's error may not be able to say what it is
+        return ""
+
+
+_OF_PROCESS: dict[str, str] = {}
+
+
+def belongs(**ids: str) -> None:
+    """Every line of this process bears these ids from now on, in whatever thread: for a process that does one thing alone.
+
+    Raises:
+        KeyError: If one is none of `IDS`.
+    """
+    with bound(**ids):
+        _OF_PROCESS.update({k: v for k, v in ids.items() if v})
+
+
 class bound:  # noqa: N801 - used as a function; a class, for a generator costs a request three times as much
     """Lines that are written inside ``with bound(request="r7"):`` bear these ids, with those around; empty ones are left out.
 
@@ -135,12 +203,12 @@ class bound:  # noqa: N801 - used as a function; a class, for a generator costs 
     __slots__ = ("_given", "_token")
 
     def __init__(self, **ids: str) -> None:
-        if unknown := ids.keys() - _KNOWN:
-            raise KeyError(f"{sorted(unknown)} are no ids of a log line; there are {', '.join(IDS)}")
-        self._given = ids
+        if not _KNOWN.issuperset(ids):
+            raise KeyError(f"{sorted(ids.keys() - _KNOWN)} are no ids of a log line; there are {', '.join(IDS)}")
+        self._given = ids if all(ids.values()) else {k: v for k, v in ids.items() if v}
 
     def __enter__(self) -> None:
-        self._token = _IDS.set({**_IDS.get(), **{k: v for k, v in self._given.items() if v}})
+        self._token = _IDS.set({**_IDS.get(), **self._given})
 
     def __exit__(self, *_: object) -> None:
         _IDS.reset(self._token)
@@ -148,7 +216,7 @@ class bound:  # noqa: N801 - used as a function; a class, for a generator costs 
 
 def ids() -> Mapping[str, str]:
     """What lines bear here."""
-    return _IDS.get()
+    return {**_OF_PROCESS, **_IDS.get()}
 
 
 class Lines(logging.Formatter):
@@ -165,7 +233,7 @@ class Lines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        known = {k: self._scrub.text(v) for k, v in (getattr(record, "tiltyard_ids", None) or _IDS.get()).items()}
+        known = {k: self._scrub.text(v) for k, v in (getattr(record, "tiltyard_ids", None) or ids()).items()}
         message = self._message(record)
         error = self._scrub.text(self.formatException(record.exc_info)) if record.exc_info else ""
         if not self._json:

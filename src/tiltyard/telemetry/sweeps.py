@@ -51,6 +51,10 @@ class Tick(Protocol):
         """Packs that train."""
 
     @property
+    def packs_waiting(self) -> int:
+        """Packs that could train."""
+
+    @property
     def work_done(self) -> float:
         """Share of the epochs, 0 to 1."""
 
@@ -76,6 +80,7 @@ def of_tick(tick: Tick, experiment: Experiment, lag_s: float, job: str = "") -> 
     ]
     found += [
         ("tiltyard_sweep_packs_running", sweep, float(tick.packs_running)),
+        ("tiltyard_sweep_packs_waiting", sweep, float(tick.packs_waiting)),
         ("tiltyard_sweep_work_done_ratio", sweep, tick.work_done),
         ("tiltyard_sweep_elapsed_seconds", {**sweep, "ray_job": job}, tick.elapsed_s + lag_s),
         ("tiltyard_sweep_paused", sweep, 0.0 if tick.paused is None else 1.0),

@@ -6,12 +6,13 @@ OpenTelemetry's own variables (``OTEL_EXPORTER_OTLP_ENDPOINT``), which wants the
 environment of a job, in what a worker is told, in the header of a request, in the call of a replica.
 
 Where it is off nothing of OpenTelemetry is imported, and a span costs less than a microsecond. Attributes are scrubbed as
-log lines are.
+log lines are, and errors.
 """
 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -53,8 +54,31 @@ def span(name: str, *, parent: str = "", **attributes: Any) -> AbstractContextMa
 @contextmanager
 def _kept(name: str, parent: str, attributes: Mapping[str, Any]) -> Iterator[None]:
     values = {f"tiltyard.{k}": scrubbed(str(v)) for k, v in attributes.items()}
-    with _tracer().start_as_current_span(name, context=_context(parent), attributes=values):
-        yield
+    with _tracer().start_as_current_span(
+        name, context=_context(parent), attributes=values, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield
+        except Exception as error:
+            _record(current, error)
+            raise
+
+
+def _record(current: Any, error: Exception) -> None:
+    """The error on its span, as OpenTelemetry would have it, scrubbed."""
+    from opentelemetry.trace import Status, StatusCode
+
+    told = scrubbed(f"{type(error).__name__}: {error}")
+    where = scrubbed("".join(traceback.format_exception(error)))
+    current.add_event(
+        "exception",
+        {
+            "exception.type": type(error).__qualname__,
+            "exception.message": scrubbed(str(error)),
+            "exception.stacktrace": where,
+        },
+    )
+    current.set_status(Status(StatusCode.ERROR, told))
 
 
 def carrier() -> str:

@@ -58,6 +58,7 @@ def small_bundle(
     numbers: int = 4,
     seed: int = 0,
     user_code: Mapping[str, bytes] | None = None,
+    personal: tuple[str, ...] = (),
 ) -> SmallBundle:
     """Writes a bundle to ``folder`` (must not exist): a network with the weights of ``seed``, or a trained LightGBM."""
     table = small_table(task, rows=rows, numbers=numbers)
@@ -77,6 +78,7 @@ def small_bundle(
         classes=preprocessor.classes,
         metrics={"validation_score": seed / 10},
         lineage=lineage,
+        personal=personal,
     )
     trained = _trained(spec, preprocessor, table, seed)
     digest = write_bundle(folder, trained=trained, spec=spec, preprocessor=preprocessor, user_code=user_code)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import logging
 import re
 import socket
 import threading
@@ -28,6 +30,7 @@ from tiltyard.serving.openapi import ARROW
 from tiltyard.serving.requests import RequestError, table_from_arrow
 from tiltyard.serving.tokens import TokenStore, WrongGuesses
 from tiltyard.settings import Settings
+from tiltyard.telemetry import logs
 from tiltyard.testing.bundles import SmallBundle, small_bundle
 from tiltyard.types import Task
 
@@ -93,7 +96,7 @@ class Served:
         self._thread.join(10)
 
 
-def _serve(home: Path, guard: Guard) -> Served:
+def _serve(home: Path, guard: Guard, *, personal: tuple[str, ...] = ()) -> Served:
     settings = Settings.from_env({"TILTYARD_HOME": str(home)})
     bundles, holders = {}, []
     for name, task, model in (
@@ -101,7 +104,7 @@ def _serve(home: Path, guard: Guard) -> Served:
         ("t.price", Task.REGRESSION, "lightgbm"),
         ("t.tags", Task.MULTILABEL, "mlp"),
     ):
-        made = small_bundle(home / name, task=task, model=model)
+        made = small_bundle(home / name, task=task, model=model, personal=personal)
         made.folder.rename(_parent(cached_bundle(settings, made.digest)))
         bundles[name] = made
         holder = Holder(settings, ModelAddress.parse(name))
@@ -348,3 +351,49 @@ def test_document_keeps_its_promises_under_schemathesis(served: Served) -> None:
     assert operations >= 12
     assert 200 in statuses
     assert max(statuses) < 500
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What this process logs, with a scrubber of its own: what one test hides stays with it."""
+    monkeypatch.setattr(logs, "_SCRUBBER", logs.Scrubber())
+    logger, stream = logging.getLogger("tiltyard"), io.StringIO()
+    before, level = list(logger.handlers), logger.level
+    logs.setup(level=logging.WARNING, env={"TILTYARD_LOG": "json"}, stream=stream)
+    yield stream
+    logger.handlers[:] = before
+    logger.setLevel(level)
+
+
+def test_values_of_personal_columns_are_in_no_refusal_and_in_no_log_whatever_a_model_says_of_its_rows(
+    tmp_path: Path, written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = _serve(tmp_path, Guard(None), personal=("colour", "n1", "patient"))
+    name = "Ann-Smith"
+    url = f"{served.url}/models/t.classes/predict"
+    row = {**served.bundles["t.classes"].rows.slice(1, 1).to_pylist()[0], "colour": name}
+
+    def fail(x: Any) -> Any:
+        try:
+            return dict[str, Any]()[name]
+        except KeyError as error:
+            raise ValueError(f"there is no {name}; colour: {name}, n1={row['n1']}, n2={row['n2']}") from error
+
+    try:
+        wrong = _problem(requests.post(url, json={"rows": [{**row, "n1": name, "n2": "wide"}]}), 422)
+        extra = _problem(requests.post(url, json={"rows": [{**row, "patient": name}]}), 422)
+        missing = _problem(requests.post(url, json={"rows": [{k: v for k, v in row.items() if k != "n1"}]}), 422)
+        monkeypatch.setattr(served.holders[0].bundle, "predict_matrix", fail)
+        failed = _problem(requests.post(url, json={"rows": [row]}), 500)
+    finally:
+        served.stop()
+    assert {p["column"]: p["found"] for p in wrong["problems"]} == {"n1": "a value that is not shown", "n2": "'wide'"}
+    assert [(p["column"], p["found"]) for p in extra["problems"]] == [("patient", "a value that is not shown")]
+    assert missing["problems"][0]["found"] == "nothing"
+    assert "ValueError" in failed["detail"]
+    (line,) = [told for told in map(json.loads, written.getvalue().splitlines()) if "error" in told]
+    assert f"n2={row['n2']}" in line["error"]
+    assert "in fail" in line["error"]
+    for text in (str(wrong), str(extra), str(failed), written.getvalue()):
+        assert name not in text
+        assert str(row["n1"]) not in text

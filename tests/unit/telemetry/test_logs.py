@@ -6,6 +6,9 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,3 +163,52 @@ def test_lines_are_json_in_a_cluster_and_text_at_a_terminal() -> None:
     assert not is_json({}, io.StringIO())
     assert not is_json({**pod, "TILTYARD_LOG": "text"}, io.StringIO())
     assert is_json({"TILTYARD_LOG": "json"}, Terminal())
+
+
+def test_a_process_that_belongs_to_a_trial_says_so_in_every_thread_and_what_is_bound_inside_goes_before() -> None:
+    code = (
+        "import logging, threading; from tiltyard.telemetry import logs\n"
+        "logs.setup(env={'TILTYARD_LOG': 'text'}); logs.belongs(experiment='e', trial='t1', job='')\n"
+        "say = logging.getLogger('tiltyard.users').warning\n"
+        "one = threading.Thread(target=say, args=('there',)); one.start(); one.join()\n"
+        "with logs.bound(trial='t2'): say('inside'); assert logs.ids() == {'experiment': 'e', 'trial': 't2'}\n"
+        "say('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    told = [line.split(": ", 1)[1] for line in done.stderr.splitlines()]
+    assert told == [
+        "there  [experiment=e trial=t1]",
+        "inside  [experiment=e trial=t2]",
+        "after  [experiment=e trial=t1]",
+    ]
+
+
+class WordedElsewhereError(Exception):
+    """A user's, whose text is none of its arguments."""
+
+    def __init__(self, row: dict[str, str]) -> None:
+        super().__init__()
+        self.row = row
+
+    def __str__(self) -> str:
+        return f"what of {self.row['name']}?"
+
+
+@given(name=st.text("abcdefghijklmnopqrstuvwxyz ", min_size=6, max_size=20).filter(lambda n: n.strip() == n))
+def test_a_users_error_about_a_row_is_said_without_its_personal_values_alone_or_in_what_it_came_of(name: str) -> None:
+    marked = f"zz{name}zz"
+    errors = [ValueError(f"no such {marked}"), KeyError(marked), WordedElsewhereError({"name": marked})]
+    for error in errors:
+        error.add_note(f"while at {marked}")
+        error.__cause__ = RuntimeError("before", {"name": marked})
+        found = logs.cleaned(error, [marked, "z"])
+        assert isinstance(found, RuntimeError if isinstance(error, WordedElsewhereError) else type(error))
+        text = "".join(traceback.format_exception(found))
+        assert marked not in text
+        assert HIDDEN in str(found)
+
+
+def test_an_error_that_names_nobody_is_left_as_it_is() -> None:
+    error = OSError(2, "no such file")
+    assert logs.cleaned(error, ["Ann", "2", ""]) is error
+    assert error.args == (2, "no such file")

@@ -28,6 +28,7 @@ class Tick:
     packs_running: int = 1
     work_done: float = 0.4
     paused: str | None = None
+    packs_waiting: int = 4
 
 
 class Silent:
@@ -77,6 +78,10 @@ def test_readings_of_a_tick_and_a_journal_bear_exactly_the_declared_labels(tmp_p
     states = only(readings, "tiltyard_sweep_trials")
     assert (states["running"], states["done"], states["failed"]) == (3, 2, 0)
     assert only(readings, "tiltyard_sweep_driver_lag_seconds") == {"": 2.0}
+    assert (only(readings, "tiltyard_sweep_packs_running"), only(readings, "tiltyard_sweep_packs_waiting")) == (
+        {"": 1.0},
+        {"": 4.0},
+    )
     assert [la["ray_job"] for name, la, _ in readings if name == "tiltyard_sweep_elapsed_seconds"] == ["job-7"]
     assert only(readings, "tiltyard_sweep_held_seconds") == {"cpu": spent.cpu_s, "gpu": 0.0}
     assert only(readings, "tiltyard_sweep_lost_seconds") == {"cpu": pytest.approx(3.0), "gpu": 0.0}

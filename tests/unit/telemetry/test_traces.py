@@ -123,6 +123,20 @@ def test_error_inside_a_span_is_recorded_and_goes_on_and_attributes_are_scrubbed
     assert "s3cret77" not in json.dumps(span["attributes"])
 
 
+def test_error_on_a_span_says_what_and_where_and_is_scrubbed(folder: Path) -> None:
+    def fail() -> None:
+        raise ValueError("postgresql://ann:s3cret77@db/x was away")
+
+    with pytest.raises(ValueError, match="s3cret77"), traces.span("x"):
+        fail()
+    (span,) = traces.read(folder)
+    (event,) = span["events"]
+    assert event["attributes"]["exception.type"] == "ValueError"
+    assert event["attributes"]["exception.message"].endswith("@db/x was away")
+    assert "in fail" in event["attributes"]["exception.stacktrace"]
+    assert "s3cret77" not in json.dumps(span)
+
+
 def test_collector_without_its_exporter_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILTYARD_TRACES", "otlp")
     traces._sink.cache_clear()

@@ -61,6 +61,8 @@ class Tick:
     """Share of the packs' epochs that is done, 0 to 1: what a time left is worked out from."""
     paused: str | None = None
     """Who paused it, while nothing new starts."""
+    packs_waiting: int = 0
+    """Packs that could train, and wait for their turn."""
 
 
 Watcher = Callable[[Tick], None]
@@ -297,6 +299,7 @@ class SweepDriver:
             packs_running=len(self._packs),
             work_done=done_epochs / (max(1, self._planned, len(self._trials)) * self.experiment.search.max_epochs),
             paused=self._control.paused,
+            packs_waiting=self.machine.waiting,
         )
 
     def _over_budget(self, now: float) -> str | None:

@@ -57,6 +57,8 @@ class Outcome:
     data_wait_s: float = 0.0
     rows: int = 0
     """Rows that training steps took, once for all members."""
+    num_bytes: int = 0
+    """Of those rows, as the model takes them, labels in them."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By cell, where members ran one after another; members that step together share the pack's."""
     withdrawn: set[str] = field(default_factory=set)
@@ -77,6 +79,7 @@ class Outcome:
         self.withdrawn |= other.withdrawn
         self.data_wait_s += other.data_wait_s
         self.rows += other.rows
+        self.num_bytes += other.num_bytes
         for name, values in other.curve.items():
             self.curve.setdefault(name, []).extend(values)
 
@@ -197,6 +200,7 @@ def _pack(
                 beside.callback(pack.save_later(folder).wait)
             outcome.data_wait_s += batches.waited_s
             outcome.rows += batches.rows
+            outcome.num_bytes += batches.num_bytes
             scores = pack.score(x, y, assignment.metrics)
             for i, member in enumerate(pack.members):
                 values = {name: float(found[i]) for name, found in scores.items()}
@@ -338,12 +342,12 @@ def _judge(outcome: Outcome, cell: str, metrics: dict[str, float], reason: str |
 
 
 class _Timed:
-    """Counts the seconds that the consumer of an iterator waits for it, and the rows it gets."""
+    """Counts the seconds that the consumer of an iterator waits for it, and the rows and bytes it gets."""
 
     def __init__(self, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._batches = iter(batches)
         self.waited_s = 0.0
-        self.rows = 0
+        self.rows, self.num_bytes = 0, 0
 
     def __iter__(self) -> _Timed:
         return self
@@ -353,6 +357,7 @@ class _Timed:
         try:
             batch = next(self._batches)
             self.rows += len(batch[0])
+            self.num_bytes += batch[0].nbytes + batch[1].nbytes
             return batch
         finally:
             self.waited_s += time.perf_counter() - start

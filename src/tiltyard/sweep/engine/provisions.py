@@ -125,6 +125,5 @@ def _all_at_once(reads: Mapping[str, Callable[[], Shared]]) -> dict[str, Shared]
 
 
 def personal_columns(prepared: Mapping[str, Prepared]) -> tuple[str, ...]:
-    """Columns whose values stay out of logs: keys, which name a person or a thing, and sensitive ones."""
-    specs = [p.version.spec for p in prepared.values()]
-    return tuple(sorted({c for spec in specs for c in (*spec.keys, *spec.sensitive)}))
+    """Columns of any of the datasets whose values stay out of logs."""
+    return tuple(sorted({c for p in prepared.values() for c in p.version.spec.personal}))

@@ -281,7 +281,7 @@ def _cell_scores(assignment: Assignment, outcome: Outcome, uri: str, attempt: in
     ]
 
 
-@lru_cache(maxsize=3)
+@lru_cache
 def _counter(name: str) -> Any:
     return counter(f"tiltyard_training_{name}")
 
@@ -289,7 +289,12 @@ def _counter(name: str) -> Any:
 def _count(assignment: Assignment, outcome: Outcome, seconds: float) -> None:
     """Adds a pack to what this process exports of training."""
     labels = {"dataset": assignment.dataset}
-    amounts = {"rows": outcome.rows, "seconds": seconds, "data_wait_seconds": outcome.data_wait_s}
+    amounts = {
+        "rows": outcome.rows,
+        "bytes": outcome.num_bytes,
+        "seconds": seconds,
+        "data_wait_seconds": outcome.data_wait_s,
+    }
     for name, amount in amounts.items():
         if amount > 0:  # a counter of Ray's takes no zero
             _counter(name).inc(amount, labels)

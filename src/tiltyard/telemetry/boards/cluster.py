@@ -75,6 +75,12 @@ BOARD = Board(
                     (f"sum(ray_node_cpu_count{{{CLUSTER}}})", "CPUs"),
                 ),
                 panel(
+                    "Jobs of Ray",
+                    "short",
+                    "Drivers that run now, those of `ray job submit` among them; how launches ended is on Sweep.",
+                    (f"sum(ray_running_jobs{{{CLUSTER}}})", "running"),
+                ),
+                panel(
                     "Workers that train",
                     "short",
                     "Packs that train now, of all experiments.",

@@ -64,6 +64,12 @@ BOARD = Board(
                     "Rows that training steps took, once for all trials of a pack.",
                     (f"sum by (dataset) (rate(ray_tiltyard_training_rows_total{{{CLUSTER}}}[{RATE}]))", "{{dataset}}"),
                 ),
+                panel(
+                    "Bytes trained on",
+                    "Bps",
+                    "Those rows as the model takes them, labels in them, once for all trials of a pack.",
+                    (f"sum by (dataset) (rate(ray_tiltyard_training_bytes_total{{{CLUSTER}}}[{RATE}]))", "{{dataset}}"),
+                ),
             ),
         ),
         (

@@ -34,10 +34,11 @@ BOARD = Board(
                 TRIALS,
                 DONE,
                 panel(
-                    "Packs that train",
+                    "Packs that train and that wait",
                     "short",
-                    "With trials waiting and none training nothing fits: look at the cluster and the budget.",
-                    (f"sum by (experiment) (ray_tiltyard_sweep_packs_running{{{EXPERIMENT}}})", "{{experiment}}"),
+                    "With packs waiting and none training nothing fits: look at the cluster and the budget.",
+                    (f"sum by (experiment) (ray_tiltyard_sweep_packs_running{{{EXPERIMENT}}})", "{{experiment}} train"),
+                    (f"sum by (experiment) (ray_tiltyard_sweep_packs_waiting{{{EXPERIMENT}}})", "{{experiment}} wait"),
                 ),
                 panel(
                     "Paused",
