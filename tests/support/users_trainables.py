@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -14,11 +15,13 @@ from typing import Any
 from ray import tune
 
 WAIT_S = 60.0
+LOG = logging.getLogger("tiltyard.users")
 
 
 def curve(config: Mapping[str, Any], data: Any) -> None:
     """Rises to its height, slower and slower; looks at the rows it was given."""
     assert len(data.x_train) == len(data.y_train) > 0
+    LOG.warning("it rises to %s", config["height"])
     for epoch in range(1, data.epochs + 1):
         tune.report(
             {"accuracy": config["height"] * (1 - 0.5**epoch), "log_loss": 1 - config["height"], "train_loss": 0.5}
@@ -54,6 +57,7 @@ class Steps(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.rate, self.value = config["rate"], 0.0
+        LOG.warning("Ray Tune's %s learns in %s", self.trial_id, config["folder"])
         self.folder = Path(config["folder"])
         (self.folder / f"here.{os.getpid()}").touch()
 

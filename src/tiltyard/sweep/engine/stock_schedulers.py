@@ -13,6 +13,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 from tiltyard.distributions import Choice
 from tiltyard.experiment import Experiment, Halving, Hyperband, Variant
 from tiltyard.sweep.engine.searcher import Led
+from tiltyard.sweep.engine.stock_trainables import TRIAL
 from tiltyard.sweep.plan import Group
 from tiltyard.sweep.space import value_at
 from tiltyard.types import Mode
@@ -47,7 +48,11 @@ class _Asha(_Guarded, ASHAScheduler):
 
 
 class _Pbt(_Guarded, PopulationBasedTraining):
-    """PBT, guarded."""
+    """PBT, guarded; a trial that takes over another's configuration stays the trial that it is."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
+        config, *changes = super()._get_new_config(trial, trial_to_clone)
+        return config | {TRIAL: trial.config[TRIAL]}, *changes
 
 
 class _Fifo(_Guarded, FIFOScheduler):

@@ -7,9 +7,11 @@ each report passed on.
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tiltyard.sweep.engine.own import Child, wrong_report
 from tiltyard.sweep.engine.own_child import Data
 from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.plan import Group, Trial
+from tiltyard.telemetry import logs
 from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
 
 TRIAL = "tiltyard_trial"
@@ -52,16 +55,35 @@ class _Of:
 def trainable_of(group: Group, experiment: Experiment, post: Post) -> Any:
     """What Ray Tune is to run for each trial of a group: the user's own, found and fed as everywhere."""
     data, paths = _data(group, experiment, post), post.import_paths
+    about = About(experiment=post.experiment, job=post.job, personal=post.personal)
     if group.model.startswith(OWN_TRAINING):
         function, metrics = group.model.removeprefix(OWN_TRAINING), experiment.objective.metrics
-        return tune.with_parameters(_own, data=data, function=function, metrics=metrics, import_paths=paths)
+        return tune.with_parameters(
+            _own, data=data, function=function, metrics=metrics, import_paths=paths, about=about
+        )
     model = group.model.removeprefix(TUNE_TRAINABLE)
     guest = _Guest if inspect.isclass(builder(model)) else _guest
-    return tune.with_parameters(guest, data=data, model=model, import_paths=paths)
+    return tune.with_parameters(guest, data=data, model=model, import_paths=paths, about=about)
 
 
-def _guest(config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What log lines of a trainable bear beside its trial, and columns whose values they do not show."""
+
+    experiment: str
+    job: str
+    personal: tuple[str, ...]
+
+    def bear(self, config: Mapping[str, Any]) -> None:
+        """This process, which Ray Tune gave to one trial, logs as that trial."""
+        logs.setup(level=logging.WARNING)
+        logs.personal(self.personal)
+        logs.belongs(experiment=self.experiment, trial=str(config[TRIAL])[:12], job=self.job)
+
+
+def _guest(config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...], about: About) -> None:
     """A user's function trainable, found where the driver finds it."""
+    about.bear(config)
     _find_also(import_paths)
     found: Any = builder(model)
     found(config, **({"data": data} if "data" in inspect.signature(found).parameters else {}))
@@ -70,8 +92,11 @@ def _guest(config: dict[str, Any], data: Data, model: str, import_paths: tuple[s
 class _Guest(tune.Trainable):
     """A user's class trainable, found where the driver finds it: becomes it when it is set up."""
 
-    def setup(self, config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...]) -> None:  # type: ignore[override]
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], data: Data, model: str, import_paths: tuple[str, ...], about: About
+    ) -> None:
         """Becomes the user's class, and sets that up."""
+        about.bear(config)
         _find_also(import_paths)
         found: Any = builder(model)
         self.__class__ = found
@@ -102,9 +127,15 @@ def _data(group: Group, experiment: Experiment, post: Post) -> Data:
 
 
 def _own(
-    config: dict[str, Any], data: Data, function: str, metrics: tuple[str, ...], import_paths: tuple[str, ...]
+    config: dict[str, Any],
+    data: Data,
+    function: str,
+    metrics: tuple[str, ...],
+    import_paths: tuple[str, ...],
+    about: About,
 ) -> None:
     """Training of a user's own as a Ray Tune trainable: in a process of its own, each report passed on."""
+    about.bear(config)
     _find_also(import_paths)
     given = {k: v for k, v in config.items() if k not in {TRIAL, "seed", "data_seed"} and v is not None}
     asked = {
@@ -114,6 +145,7 @@ def _own(
         "epochs": data.epochs,
         "task": data.task,
         "num_outputs": data.num_outputs,
+        "ids": dict(logs.ids()),
     }
 
     def on_report(epoch: Any, scores: dict[str, Any]) -> str | None:
