@@ -326,10 +326,17 @@ def _time(f: Findings) -> dict[str, Any]:
             for name, kind, s in bars
         ],
         "note": "Trained: inside attempts whose results were kept. Waited: starting, and between packs. Wasted: attempts that "
-        f"failed or were taken over. Reused: what {t.reused:,} trials would have cost that an earlier experiment had trained.",
+        f"failed or were taken over. Reused: {_reused(t.reused)}.",
         "money": _cost(f),
         "saved": "" if f.saved is None else told(f.saved),
     }
+
+
+def _reused(trials: int) -> str:
+    if trials == 0:
+        return "no trial had been trained by an earlier experiment"
+    many = "one trial" if trials == 1 else f"{trials:,} trials"
+    return f"what {many} would have cost that an earlier experiment had trained"
 
 
 def _money(value: float, currency: str = "") -> str:

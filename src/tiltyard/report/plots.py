@@ -187,7 +187,8 @@ def reliability(name: str, lines: Sequence[tuple[str, int, Sequence[tuple[float,
             colour = _SERIES[which % SERIES]
             x, y, rows = zip(*bins, strict=True)
             axes.plot(x, y, color=colour, lw=1.2)
-            axes.scatter(x, y, s=[6 + 60 * n / max(1, sum(rows)) for n in rows], color=colour, lw=0)
+            sizes = [6 + 60 * n / max(1, sum(rows)) for n in rows]
+            axes.scatter(x, y, s=sizes, color=colour, lw=0, clip_on=False)  # whole where all were right
         low = min((v for _, _, bins in lines for x, y, _ in bins for v in (x, y)), default=0.0)
         low = max(0.0, low - 0.05)
         margin = 0.02 * (1 - low)
