@@ -116,6 +116,23 @@ def test_intervals_over_many_draws_hold_the_truth_about_as_often_as_they_say(
     assert all(88 <= count <= 100 for count in held.values()), held  # 95 wanted; below 88 once in 400 times
 
 
+def test_answers_without_an_error_are_no_proof_of_perfection_and_more_rows_prove_more() -> None:
+    lows: list[float] = []
+    for rows in (10, 100):
+        fold = ScoreFold(Task.MULTICLASS, 3)
+        y = np.repeat(np.arange(3), rows)
+        fold.add(np.eye(3, dtype=np.float32)[y], y)
+        found = fold.done().scores
+        for name in ("balanced_accuracy", "f1_macro"):
+            assert (found[name].value, found[name].high) == (1.0, 1.0)
+        lows.append(found["balanced_accuracy"].low or 0.0)
+        assert found["f1_macro"].low == lows[-1]
+    recalls = np.random.default_rng(0).binomial(10, 0.84, (20_000, 3)).min(axis=1)
+    assert lows[0] == pytest.approx(0.84, abs=0.005)
+    assert (recalls == 10).mean() < 0.025  # with recalls as low as the bound, hardly ever is no row wrong
+    assert 0.975 < lows[1] < 0.985
+
+
 def test_rows_without_a_label_or_with_an_unknown_one_are_counted_and_not_scored() -> None:
     outputs, y = answers(Task.MULTICLASS, 100, 3, seed=4)
     y[:10], y[10:15] = UNLABELLED, UNKNOWN
