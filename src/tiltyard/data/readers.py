@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
+import logging
 import math
 import os
 import tempfile
@@ -237,8 +238,16 @@ def _named(names: Sequence[str]) -> Callable[[], dict[str, Any]]:
     return options
 
 
+def hush() -> None:
+    """Ray Data tells the terminal no more than errors; what it says of each execution stays in its log file."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+
+
 def _context(plan: StreamPlan, least_bytes: int) -> ray.data.DataContext:
     """Ray Data's settings of a stream of windows that take so many bytes at least; the caller's own are not touched."""
+    hush()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Ray's own, where it copies its settings
         context = ray.data.DataContext.get_current().copy()

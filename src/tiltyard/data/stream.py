@@ -34,7 +34,7 @@ from tiltyard.data.features import feature_columns, fit_preprocessor
 from tiltyard.data.feed import ArrayFeed, Arrays, Feed, Take
 from tiltyard.data.places import Place
 from tiltyard.data.preflight import SplitPlan, StreamPlan, check_whole, plan_splits, plan_streams, window_bytes
-from tiltyard.data.readers import Readers
+from tiltyard.data.readers import Readers, hush
 from tiltyard.data.store import DatasetStore
 from tiltyard.data.streamed import StreamedFeed
 from tiltyard.data.versions import SPLITS, DatasetVersion, FileEntry, check_split
@@ -142,6 +142,7 @@ class FilesSource(ray.data.Datasource):
 
 
 def _quiet_context() -> Any:
+    hush()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tiltyard.data.readers import _wants_more
+from tiltyard.data.readers import _wants_more, hush
 from tiltyard.data.windows import Request
 
 IDLE = """
@@ -38,3 +40,16 @@ def test_reader_reads_on_for_the_holder_of_its_lease_while_that_lives(tmp_path: 
     gone.wait()
     lease.write_text(f"{gone.pid} stream")
     assert not _wants_more(replace(asked, holder=f"{gone.pid} stream"))
+
+
+def test_ray_data_tells_the_terminal_errors_alone() -> None:
+    told = io.StringIO()
+    log, terminal = logging.getLogger("ray.data"), logging.StreamHandler(told)
+    log.addHandler(terminal)
+    try:
+        hush()
+        log.warning("progress bars are off")
+        log.error("a block is lost")
+    finally:
+        log.removeHandler(terminal)
+    assert told.getvalue() == "a block is lost\n"
