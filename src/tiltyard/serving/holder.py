@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +118,10 @@ class Holder:
             Exception: What a user's model raises, without the personal values of the rows (`logs.cleaned`).
         """
         served = self._now()
-        try:
+        with nameless(table, served.bundle.spec.personal):
             x = served.bundle.preprocessor.transform(table)
             with turn or nullcontext():
                 return _answer(served, served.bundle.predict_matrix(x))
-        except Exception as error:  # a user's model may say of a row what it likes
-            clean = logs.cleaned(error, _values(table, served.bundle.spec.personal))
-            if clean is error:
-                raise
-            raise clean from None
 
     def answer(self, outputs: Any) -> Answer:
         """Outputs ``(rows, outputs)``, computed elsewhere, as this model's answer."""
@@ -177,10 +172,25 @@ def _answer(served: _Served, outputs: Any) -> Answer:
     )
 
 
-def _values(table: pa.Table, columns: Sequence[str]) -> list[str]:
-    """What stands in these columns of the rows, as text."""
-    there = [table[name] for name in columns if name in table.column_names]
-    return [str(value) for column in there for value in column.unique().to_pylist() if value is not None]
+class nameless:  # noqa: N801 - used as a function
+    """What is raised inside says nothing of what stands in these columns of the rows: a user's model may word it as it likes."""
+
+    __slots__ = ("_columns", "_table")
+
+    def __init__(self, table: pa.Table, columns: Iterable[str]) -> None:
+        self._table, self._columns = table, columns
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        there = [self._table[name] for name in self._columns if name in self._table.column_names]
+        values = [str(v) for column in there for v in column.to_pylist() if v is not None]
+        clean = logs.cleaned(error, values)
+        if clean is not error:
+            raise clean from None
 
 
 def served_name(address: ModelAddress) -> str:

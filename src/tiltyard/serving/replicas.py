@@ -27,7 +27,7 @@ from tiltyard.registry.address import ModelAddress
 from tiltyard.registry.version import ModelVersion
 from tiltyard.serving import traffic
 from tiltyard.serving.answers import Answer, Described, Limits
-from tiltyard.serving.holder import Heard, Holder, fetch, find, look_up, open_all
+from tiltyard.serving.holder import Heard, Holder, fetch, find, look_up, nameless, open_all
 from tiltyard.serving.requests import fitted_table, table_from_arrow, unpacked
 from tiltyard.serving.traffic import Split
 from tiltyard.settings import Settings, shown
@@ -343,7 +343,8 @@ class Evaluator:
         with self._computing:
             if names not in self._stacks:
                 self._stacks[names] = Stack({n: self._models[n].bundle for n in names})
-        outputs = self._stacks[names].predict_table(rows, self._computing)
+        with nameless(table, {c for n in names for c in self._models[n].bundle.spec.personal}):
+            outputs = self._stacks[names].predict_table(rows, self._computing)
         return [self._models[n].answer(outputs[n]) for n in names]
 
     def predict(self, model: str, table: pa.Table) -> Answer:
