@@ -24,6 +24,7 @@ from tiltyard.sweep.engine.launch import growth_of
 from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.prepare import prepare
 from tiltyard.sweep.engine.rows import ended_outside
+from tiltyard.sweep.engine.saving import saved_epochs
 from tiltyard.sweep.engine.stock_checkpoints import UNSAVED, saved_of
 from tiltyard.sweep.halving import TrialState
 from tiltyard.sweep.plan import Group, plan
@@ -108,7 +109,8 @@ def find(settings: Settings, wanted: str) -> Resumable:
             refused=growth.refused,
             withdrawn=withdrawn,
             ended=ended,
-            saved=_saved(Layout(Storage(settings.storage_uri), the_plan.key), the_plan.groups),
+            saved=_saved(Layout(Storage(settings.storage_uri), the_plan.key), the_plan.groups)
+            | saved_epochs(journal, Storage(settings.storage_uri), the_plan.key),
             grow=lambda machine: growth.grow(machine, load),
         )
     if found.state == "finished":  # by its budget, with trials left

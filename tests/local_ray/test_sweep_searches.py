@@ -21,6 +21,7 @@ from tiltyard.journal import Journal
 from tiltyard.run import run
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.driver import Tick
+from tiltyard.sweep.engine.finals import look_at_test
 from tiltyard.sweep.engine.outcome import Outcome, Silent
 from tiltyard.types import DatasetRef
 
@@ -188,3 +189,22 @@ def test_sweep_charged_to_a_team_settles_what_it_used(
     newest = journal.launches()[0]
     assert newest.state == "stopped"
     assert {t.state for t in journal.trials(newest.key)} == {"interrupted"}
+
+
+def test_sweep_terminated_after_its_look_at_the_test_split_is_stopped_and_the_next_start_records_a_second_look(
+    settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = on_rings(search=Search(trials=2, epochs=1), seed=7)
+
+    def looked_and_terminated(**given: Any) -> None:
+        look_at_test(**given)
+        raise SystemExit(15)  # as Ray's handler of SIGTERM does, where no driver listens any more
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tiltyard.sweep.engine.launch.look_at_test", looked_and_terminated)
+        with pytest.raises(SystemExit):
+            sweeps.run_launch(settings, wanted)
+    ended = journal.launches()[0]
+    assert (ended.state, ended.summary) == ("stopped", {"reason": "stopped by SIGTERM"})
+    outcome = sweeps.run_launch(settings, wanted)
+    assert (outcome.state, outcome.leaderboard.test_looks) == ("finished", 2)

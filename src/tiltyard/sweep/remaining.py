@@ -54,7 +54,7 @@ def remaining(
         refused: Why trials cannot be trained, by cell.
         withdrawn: Trials that a person stopped.
         ended: How trials stand that ran outside of packs.
-        saved: Epochs of the checkpoints that such trials go on from, by cell.
+        saved: Epochs of the checkpoints that such trials go on from, and at which packs were saved within a rung, by cell.
         grow: Adds to the machine what joins the plan, by what is known; the groups.
     """
     machine = Machine(
@@ -83,6 +83,9 @@ def remaining(
 def _step(machine: Machine, trial: Trial, pack: StartPack | None, last_epoch: int, saved: int) -> Step:
     state = machine.state_of(trial.cell)
     if pack is not None:
+        if pack.from_epoch < saved < pack.to_epoch:
+            why = f"its pack saved it at epoch {saved}, in the middle of the rung"
+            return Step(trial=trial, action=CONTINUE, from_epoch=saved, to_epoch=pack.to_epoch, why=why)
         action = CONTINUE if pack.from_epoch else RUN
         why = (
             f"its last rung is recorded at epoch {pack.from_epoch}" if pack.from_epoch else "nothing of it is recorded"

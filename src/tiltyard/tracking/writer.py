@@ -68,7 +68,7 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and self._spool is not None:
-            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+            status = "KILLED" if issubclass(kind, (KeyboardInterrupt, SystemExit)) else "FAILED"
             self.close_launch(status=status, metrics={}, tags={"tiltyard.reason": f"{kind.__name__}: {error}"[:5000]})
         self.close(return_s=RETURN_S if kind is None else AWAY_S)
 

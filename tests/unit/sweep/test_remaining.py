@@ -70,6 +70,17 @@ def test_remaining_within_a_rung_waits_with_those_that_have_passed_it() -> None:
     assert steps[1].why == "failed: diverged"
 
 
+def test_remaining_of_a_pack_that_was_saved_within_its_rung_continues_from_there() -> None:
+    of = group(2)
+    known = {("c0", 1): score(0), ("c1", 1): score(1)}
+    (other, step) = remaining([of], metric="accuracy", mode=Mode.MAX, known=known, saved={"c0": 2, "c1": 2})
+    assert other.action == SKIP, "that it was saved once does not matter"
+    assert (step.action, step.from_epoch, step.to_epoch) == (CONTINUE, 2, 3)
+    assert step.why == "its pack saved it at epoch 2, in the middle of the rung"
+    (first, _) = remaining([of], metric="accuracy", mode=Mode.MAX, known={}, saved={"c0": 1})
+    assert (first.action, first.from_epoch) == (RUN, 0), "at the end of a rung what is recorded counts"
+
+
 @given(st.integers(1, 8), st.integers(0, 30), st.sets(st.integers(0, 7)))
 def test_remaining_after_any_number_of_packs_is_what_the_machine_then_runs(
     size: int, packs: int, failing: set[int]

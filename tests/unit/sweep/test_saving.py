@@ -17,7 +17,7 @@ from tiltyard.sweep.engine import saving
 from tiltyard.sweep.engine.assignment import Assignment, Seat
 from tiltyard.sweep.engine.execute import CURVES, Outcome, execute, read_curves
 from tiltyard.sweep.engine.layout import Storage
-from tiltyard.sweep.engine.saving import Saving, ask_packs, save_s, saved_by
+from tiltyard.sweep.engine.saving import Saving, ask_packs, save_s, saved_by, saved_epochs
 from tiltyard.training import checkpoint
 from tiltyard.types import Task
 
@@ -140,6 +140,18 @@ def test_saved_by_names_the_last_attempt_that_saved_all_of_these_cells(tmp_path:
         assert saved_by(journal, claim.key, "q", ["a"]) is None
 
 
+def test_epochs_at_which_packs_were_left_are_read_from_their_last_curves(tmp_path: Path) -> None:
+    looks = iter([False, True])
+    run(tmp_path / "first", saving=lambda: next(looks))
+    with Journal.open(f"sqlite:///{tmp_path / 'j.db'}") as journal:
+        claim = claimed(journal)
+        assert saved_epochs(journal, Storage(""), claim.key) == {}
+        for pack_id, place in (("p", "nowhere"), ("p", "first"), ("q", "nowhere")):
+            attempt = journal.start_attempt(claim, pack_id, rung=0, cells=["c0", "c1"], device_kind="cpu", layout={})
+            journal.save_attempt(attempt, metered_s=1.0, storage_uri=str(tmp_path / place))
+        assert saved_epochs(journal, Storage(""), claim.key) == {"c0": 2, "c1": 2}
+
+
 def test_ctrl_c_is_waited_for_less_than_a_job_that_is_cancelled() -> None:
     from tiltyard.submit.request import STOP_WAIT_S
 
@@ -161,6 +173,8 @@ def test_running_packs_are_ended_once_the_time_to_save_is_over(stopping: bool, s
             return None
 
         def pack_ended(self, pack_id: str, *, failed: bool) -> None: ...
+
+        def pack_ran_out(self, pack_id: str, why: str) -> None: ...
 
         def tick(self) -> None: ...
 

@@ -23,7 +23,8 @@ from mlflow import MlflowClient
 from tiltyard.errors import MachineError
 from tiltyard.settings import Settings
 from tiltyard.tracking import LaunchRecord, Tracker, TrialRecord, drain_leftover
-from tiltyard.tracking.writer import AWAY_S, spool_folder
+from tiltyard.tracking import writer as tracker_module
+from tiltyard.tracking.writer import spool_folder
 
 pytestmark = pytest.mark.slow  # each starts processes that import MLflow
 
@@ -239,8 +240,9 @@ def test_line_that_a_dying_driver_left_half_written_is_passed_over(settings: Set
 
 
 def test_mlflow_that_is_away_keeps_the_driver_seconds_and_the_spool_whole(
-    tmp_path: Path, settings: Settings, launch: LaunchRecord
+    tmp_path: Path, settings: Settings, launch: LaunchRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracker_module, "AWAY_S", 1.0)
     away = settings_at(tmp_path, f"http://127.0.0.1:{free_port()}")
     begun = time.monotonic()
     with Tracker(away, KEY).start() as tracker:
@@ -299,8 +301,9 @@ def answers(port: int) -> bool:
 
 @pytest.mark.timeout(300)
 def test_mlflow_server_that_is_killed_and_comes_back_has_each_trial_once(
-    tmp_path: Path, database: str, launch: LaunchRecord
+    tmp_path: Path, database: str, launch: LaunchRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tracker_module, "AWAY_S", 1.0)
     port = free_port()
     settings = settings_at(tmp_path / "home", f"http://127.0.0.1:{port}")
     with Tracker(settings, KEY).start() as tracker:
@@ -314,7 +317,7 @@ def test_mlflow_server_that_is_killed_and_comes_back_has_each_trial_once(
         with ThreadPoolExecutor() as pool:  # the driver closes while it is away: it is started again just then
             begun = time.monotonic()
             closing = pool.submit(tracker.close, return_s=150, say=said.append)
-            until(lambda: closing.done() or time.monotonic() > begun + AWAY_S + 1)
+            until(lambda: closing.done() or time.monotonic() > begun + tracker_module.AWAY_S + 1)
             assert not closing.done()
             with mlflow_server(port, database, tmp_path):
                 report = closing.result()
@@ -326,7 +329,7 @@ def test_mlflow_server_that_is_killed_and_comes_back_has_each_trial_once(
 def test_password_of_mlflow_is_in_no_command_line_and_in_no_report(
     tmp_path: Path, launch: LaunchRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tiltyard.tracking.writer.AWAY_S", 0.5)  # nothing is waited for here
+    monkeypatch.setattr(tracker_module, "AWAY_S", 0.5)  # nothing is waited for here
     with socket.socket() as closed:  # bound and not listening: refused at once
         closed.bind(("127.0.0.1", 0))
         settings = settings_at(tmp_path, f"http://ann:s3cret@127.0.0.1:{closed.getsockname()[1]}")

@@ -102,10 +102,11 @@ def launch(
                 return work.from_record()
             with work.lease:
                 return work.run(store)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as error:  # where no driver listens: before the sweep, and after it
             if claim.outcome != "finished":
-                _interrupt(journal, claim, "stopped by Ctrl-C")
-                journal.release(claim, state="stopped", summary={"reason": "stopped by Ctrl-C"})
+                reason = "stopped by Ctrl-C" if isinstance(error, KeyboardInterrupt) else "stopped by SIGTERM"
+                _interrupt(journal, claim, reason)
+                journal.release(claim, state="stopped", summary={"reason": reason})
             raise
         except BaseException as error:
             if claim.outcome == "finished":  # reading the record again: it stays as it is

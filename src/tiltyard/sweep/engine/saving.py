@@ -11,7 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tiltyard.errors import TiltyardError
 from tiltyard.journal import Claim, Journal
+from tiltyard.sweep.engine.execute import CURVES
+from tiltyard.sweep.engine.layout import Storage
 
 SAVE_S = 60.0
 """Given to running packs after SIGTERM: half of what Ray waits before it kills a job that `tiltyard cancel` stops."""
@@ -88,3 +94,18 @@ def saved_by(journal: Journal, key: str, pack_id: str, cells: Collection[str]) -
     """Where the last attempt at a pack saved it in the middle of its rung; None where none did, or not all of these cells."""
     tried = [a for a in journal.attempts(key, pack_id) if a.state == SAVED and set(cells) <= set(a.cells)]
     return tried[-1].storage_uri if tried else None
+
+
+def saved_epochs(journal: Journal, storage: Storage, key: str) -> dict[str, int]:
+    """Epochs at which packs were left in the middle of a rung, by cell; without what cannot be read, for that begins anew."""
+    last = {a.pack_id: a.storage_uri for a in journal.attempts(key) if a.state == SAVED}
+    found: dict[str, int] = {}
+    for uri in filter(None, last.values()):
+        try:
+            with storage.opening(f"{uri}/{CURVES}") as file:
+                points = [] if file is None else pq.ParquetFile(file).read(columns=["cell", "epoch"]).to_pylist()
+        except (OSError, TiltyardError, pa.ArrowException):
+            continue
+        for point in points:
+            found[point["cell"]] = max(found.get(point["cell"], 0), int(point["epoch"]))
+    return found
