@@ -44,7 +44,8 @@ for model, args, shape, rows, optimizer, count, chunk in json.loads(sys.argv[1])
     draw = torch.Generator().manual_seed(0)
     batches = [(torch.randn(rows, *shape, generator=draw), torch.randint(0, 10, (rows,), generator=draw))]
     trained(spec, batches, 1, 1)
-    estimate = sizing.estimate_bytes(sizing.shape_of(spec, build_module(spec, seed=0)), count, chunk, saved=SAVED)
+    shape = sizing.shape_of(spec, build_module(spec, seed=0))
+    estimate = sizing.estimate_bytes(shape, count, chunk, saved=SAVED, kind=os.environ.get("KIND", "cpu"))
     ctypes.CDLL(None).malloc_trim(0)  # what the case before gave back
     open("/proc/self/clear_refs", "w").write("5")
     before = now()
@@ -69,7 +70,7 @@ LARGE = ["cnn", {"image": [1, 16, 16], "channels": [16, 32]}, [256], 64, "sgd", 
 def test_estimate_of_memory_is_within_a_fifth_of_what_is_measured() -> None:
     for cases, environment in (
         ([*STACKS, LARGE], {}),
-        ([SMALL], {"MALLOC_MMAP_THRESHOLD_": "65536"}),  # what is given back is seen to be given back
+        ([SMALL], {"MALLOC_MMAP_THRESHOLD_": "65536", "KIND": "any without holes"}),  # all that is given back goes back
     ):
         for case, (estimate, measured) in zip(cases, _measured(cases, **environment), strict=True):
             assert estimate == pytest.approx(measured, rel=0.2), case
@@ -77,10 +78,21 @@ def test_estimate_of_memory_is_within_a_fifth_of_what_is_measured() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.slow
-def test_allocator_keeps_no_more_of_what_many_chunks_gave_back_than_is_said() -> None:
+def test_pack_whose_memory_is_given_back_with_holes_holds_no_more_than_what_fits_is_decided_with() -> None:
+    """How large the holes are differs from run to run, so this is all that can be said of a single one."""
     many = ["cnn", {"image": [1, 16, 16], "channels": [16, 32]}, [256], 64, "adamw", 24, 1]
-    ((estimate, measured),) = _measured([many])
-    assert 0.8 * estimate <= measured <= 1.2 * estimate + sizing.ALLOCATOR_KEEPS
+    wide = ["cnn", {"image": [1, 12, 12], "channels": [32]}, [144], 128, "momentum", 10, 10]
+    few = ["cnn", {"image": [1, 8, 8], "channels": [16, 32]}, [64], 64, "adamw", 4, 4]
+    for case, (estimate, measured) in zip((many, wide, few), _measured([many, wide, few]), strict=True):
+        assert 0.5 * estimate <= measured <= estimate + sizing.ALLOCATOR_KEEPS, case
+
+
+@given(st.integers(1, 1 << 32), st.integers(1, 500))
+def test_holes_are_bounded_and_an_estimate_with_them_never_falls(passing: int, chunks: int) -> None:
+    assert 0 < sizing.holes(passing, chunks) <= 106 << 20
+    more = passing + (1 << 20)
+    assert more + sizing.holes(more, chunks) >= passing + sizing.holes(passing, chunks)
+    assert sizing.holes(passing, chunks + 1) >= sizing.holes(passing, chunks)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")

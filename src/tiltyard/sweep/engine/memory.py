@@ -104,7 +104,7 @@ def _fit(trial: Trial, slot_bytes: int, device: str, sizes: Mapping[str, Any] | 
     shape = sizing.shape_of(spec, build_module(spec, seed=0))
     chunk = sizing.chunk_for(shape, device, sizing.Sizes(**sizes) if sizes else None)
     free = slot_bytes - sizing.kept_by_allocator(shape, device)
-    return max(1, sizing.members_that_fit(shape, chunk, free, saved=device == "cpu"))
+    return max(1, sizing.members_that_fit(shape, chunk, free, saved=device == "cpu", kind=device))
 
 
 def usual_spec() -> PackSpec:
