@@ -25,7 +25,6 @@ from tiltyard.sweep.engine.layout import Layout, Storage
 from tiltyard.sweep.engine.lease import keep_alive
 from tiltyard.sweep.engine.rows import trial_row
 from tiltyard.sweep.engine.stock_trainables import TRIAL
-from tiltyard.sweep.engine.tuners import last_error
 from tiltyard.sweep.growth import Growth
 from tiltyard.sweep.halving import Machine
 from tiltyard.sweep.plan import DatasetFacts, plan
@@ -227,7 +226,7 @@ def test_trial_that_raised_bears_the_last_line_that_ray_tune_wrote_of_it(journal
     sweep.tune_trials[0].error_file = str(tmp_path / "error.txt")
     sweep.tune_trials[1].error_file = None
     for trial in sweep.tune_trials[:2]:
-        sweep.conductor.end(trial, error=last_error(trial))
+        sweep.conductor.end(trial, error=sweep.conductor.why_raised(trial))
     reasons = [reason for _, _, reason in sweep.states()[:2]]
     assert reasons == [r"ValueError: no \xff thing", "its process died before it could say why"]
 

@@ -44,7 +44,7 @@ from tiltyard.sweep.engine.tuners import last_error, set_up
 from tiltyard.sweep.engine.worker import Post
 from tiltyard.sweep.halving import StartPack, TrialState
 from tiltyard.sweep.plan import Group, Trial
-from tiltyard.types import TUNE_TRAINABLE
+from tiltyard.types import OWN_TRAINING, TUNE_TRAINABLE
 
 _RAYS_OWN = frozenset({*AUTO_RESULT_KEYS, "trial_id", "experiment_id", "experiment_tag", "done", "should_checkpoint"})
 """What Ray Tune adds to a report."""
@@ -264,6 +264,11 @@ class _Conductor:
         self.driver.pack_settled(attempt.pack_id, {(cell, epoch): score})
         self._tell(cell, self._state(cell, epoch, points, reason, tune_trial))
 
+    def why_raised(self, tune_trial: Any) -> str:
+        """What a trial's process raised; of training in a process of its own, what we raised for it."""
+        told = last_error(tune_trial)
+        return told.removeprefix("RuntimeError: ") if self.group.model.startswith(OWN_TRAINING) else told
+
     def close(self) -> None:
         """Ray Tune has ended; what it says nothing of goes on another time, or failed."""
         for cell, (attempt, since) in list(self.running.items()):
@@ -338,7 +343,7 @@ class _Told(Led, Callback):
         """A trial raised, or its process died."""
         del iteration, trials, info
         self._conductor.start(trial)  # one whose set-up raises was never said to have started
-        self._conductor.end(trial, error=last_error(trial))
+        self._conductor.end(trial, error=self._conductor.why_raised(trial))
 
     def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
         """A trial's checkpoint is in storage."""
