@@ -19,7 +19,7 @@ from tiltyard.report.html import drawing_at_end, report
 from tiltyard.report.page import render
 from tiltyard.sweep.engine.layout import Layout, Storage
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Sound(HTMLParser):
