@@ -142,6 +142,26 @@ def test_job_with_a_model_of_wrong_output_shape_is_refused_with_both_shapes(tmp_
     assert "(2, 3) is wanted" in message
 
 
+@pytest.mark.parametrize(
+    ("module", "layer", "forward", "why"),
+    [
+        ("recurrent", "nn.LSTM(5, 3)", "self.layer(x)[0]", "layer: LSTM has no batched form"),
+        ("branching", "nn.Linear(5, 3)", "self.layer(x if x.sum() > 0 else -x)", "data"),
+    ],
+)
+def test_job_with_a_model_whose_trials_cannot_step_together_is_refused_with_what_to_do(
+    tmp_path: Path, home: Path, module: str, layer: str, forward: str, why: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(
+        f"from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.layer = {layer}\n    def forward(self, x):\n        return {forward}\n"
+    )
+    message = refusal(tmp_path, home, variant=own(f"{module}:Net"))
+    assert f"'{module}:Net' cannot be packed" in message
+    assert why in message
+    assert 'model="train:package.module:function"' in message
+
+
 def test_job_with_a_model_that_fails_on_the_rows_is_refused_with_their_shape(tmp_path: Path, home: Path) -> None:
     (tmp_path / "four_wide.py").write_text(
         "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"

@@ -2,6 +2,7 @@
 
 from tiltyard.training.beginning import build_module, rebuild_module
 from tiltyard.training.pack import Pack, calibrate
+from tiltyard.training.packable import check_model
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import MEMBER_FIELDS, Member, PackSpec, members_of, pack_signature, split_config
 from tiltyard.training.vmapped import explain_unpackable
@@ -13,6 +14,7 @@ __all__ = [
     "PackSpec",
     "build_module",
     "calibrate",
+    "check_model",
     "explain_unpackable",
     "members_of",
     "pack_signature",

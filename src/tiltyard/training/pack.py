@@ -19,16 +19,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tiltyard.errors import ModelError, TrainingError, UnpackableError
+from tiltyard.errors import ModelError, TrainingError
 from tiltyard.models import MaskedInput
 from tiltyard.training import checkpoint, dense, sizing
 from tiltyard.training.beginning import Beginning, build_module
 from tiltyard.training.chunk import Batch, Chunk, Model
 from tiltyard.training.layout import Buffer
 from tiltyard.training.optimizers import MOMENTS, rates
+from tiltyard.training.packable import check_model
 from tiltyard.training.scores import scores
 from tiltyard.training.spec import Member, PackSpec
-from tiltyard.training.vmapped import Stacked, carried, explain_unpackable, returns, template
+from tiltyard.training.vmapped import Stacked, carried, template
 from tiltyard.types import Task
 
 Array = npt.NDArray[np.float64]
@@ -70,7 +71,7 @@ class Pack:
         self.device = sizing.device_named(device)
         module = build_module(spec, seed=0)
         parts = dense.plan(module)
-        self._check_model(module, parts)
+        check_model(spec, module)
         self._model = Model(spec, template(module).to(self.device), parts, dense.layout_of(module, parts))
         self._chunk_asked, self._sizes = chunk, sizes
         shape = sizing.Shape.of(spec, self._model.layout, self._model.template, parts)
@@ -121,39 +122,6 @@ class Pack:
 
         pack._fill(rows)
         return pack
-
-    def _check_model(self, module: nn.Module, parts: tuple[dense.Part, ...] | None) -> None:
-        spec = self.spec
-        if parts is None:
-            self._check_packable(explain_unpackable(module))
-        for training in (False, True):
-            try:
-                out = returns(module, spec.input_shape, training=training)
-            except Exception as error:  # a user's forward may fail in any way
-                raise ModelError(
-                    f"Model {spec.model!r} fails on rows of shape {spec.input_shape}: {type(error).__name__}: {error}"
-                ) from error
-            where = " in training" if training else ""
-            if not isinstance(out, Tensor):
-                raise ModelError(
-                    f"Model {spec.model!r} returns a {type(out).__name__}{where}; a tensor of shape (rows, "
-                    f"{spec.num_outputs}) is wanted. Return the outputs alone."
-                )
-            wanted = (2, spec.num_outputs)
-            if tuple(out.shape) != wanted or out.dtype is not torch.float32:
-                raise ModelError(
-                    f"Model {spec.model!r} gives {out.dtype} outputs of shape {tuple(out.shape)} for 2 rows{where}; float32 "
-                    f"of shape {wanted} is wanted."
-                )
-        if parts is None:
-            self._check_packable(explain_unpackable(module, spec.input_shape))
-
-    def _check_packable(self, reasons: Sequence[str]) -> None:
-        if reasons:
-            raise UnpackableError(
-                f"Model {self.spec.model!r} cannot be packed: {'; '.join(reasons)}. Change the model, or train its trials one "
-                "at a time (resources: pack=1 with a training function of your own)."
-            )
 
     def _fill(self, rows: Callable[[slice], _Rows]) -> None:
         """Lays members out as chunks, asking for the rows of one chunk after the other."""

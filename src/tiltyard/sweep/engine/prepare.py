@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tiltyard.data.features import feature_columns, fit_preprocessor
 from tiltyard.data.store import DatasetStore
@@ -13,6 +14,7 @@ from tiltyard.experiment import Experiment
 from tiltyard.preprocessing import Preprocessor
 from tiltyard.sweep.engine.packing import check_trial, shape_of
 from tiltyard.sweep.plan import DatasetFacts, Trial
+from tiltyard.types import Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +66,37 @@ def check_models(trials: Sequence[Trial]) -> None:
     Raises:
         SpecError: Naming the variant's model and what is wrong with it.
     """
-    from tiltyard.models import validate_args
-
     built = set()
     for trial in trials:
         shape = (shape_of(trial), trial.dataset)
-        check_trial(trial, None if shape in built else validate_args)
+        check_trial(trial, None if shape in built else steps_together)
         built.add(shape)
+
+
+def steps_together(
+    model: str, args: Mapping[str, Any], task: Task, input_shape: tuple[int, ...], num_outputs: int
+) -> None:
+    """The model can be built, and a pack can hold it: a module of a user's own may be anything.
+
+    Raises:
+        ModelError, UnpackableError: If not.
+    """
+    from tiltyard.models import FAMILIES, validate_args
+
+    validate_args(model, args, task, input_shape, num_outputs)
+    if model not in FAMILIES:
+        from tiltyard.training import PackSpec, build_module, check_model
+
+        spec = PackSpec(
+            model=model,
+            model_args=args,
+            task=task,
+            input_shape=input_shape,
+            num_outputs=num_outputs,
+            batch_size=2,
+            total_epochs=1,
+        )
+        check_model(spec, build_module(spec, seed=0))
 
 
 class LateCheck:
@@ -81,11 +107,9 @@ class LateCheck:
 
     def __call__(self, trial: Trial) -> str | None:
         """The reason, or None where it can be trained."""
-        from tiltyard.models import validate_args
-
         try:
             shape = (shape_of(trial), trial.dataset)
-            check_trial(trial, None if shape in self._built else validate_args)
+            check_trial(trial, None if shape in self._built else steps_together)
         except TiltyardError as error:
             return str(error)
         self._built.add(shape)
