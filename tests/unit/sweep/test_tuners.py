@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray import exceptions
 from ray._private import worker
-from ray.air.execution import FixedResourceManager, ResourceRequest
 from ray.air.execution._internal import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
@@ -24,14 +24,12 @@ To adjust the kill threshold, set the environment variable `RAY_memory_usage_thr
 def told_of(error: Exception) -> list[Exception]:
     """What Ray Tune is told once a task of its only actor has failed so."""
     set_up()
-    resources = FixedResourceManager(total_resources={"CPU": 1})
-    manager = RayActorManager(resource_manager=resources)
-    wanted = ResourceRequest([{"CPU": 1}])
-    resources.request_resources(wanted)
+    room: Any = SimpleNamespace(free_resources=lambda acquired_resource: None)  # a real one starts a Ray
+    manager = RayActorManager(resource_manager=room)
     told: list[Exception] = []
     actor = TrackedActor(actor_id=1, on_error=lambda _, error: told.append(error), on_start=None, on_stop=None)
     live: dict[Any, Any] = manager._live_actors_to_ray_actors_resources
-    live[actor] = None, resources.acquire_resources(wanted)
+    live[actor] = None, None
     task = TrackedActorTask(tracked_actor=actor, on_result=None, on_error=None)
     manager._actor_task_failed(tracked_actor_task=task, exception=error)  # named, as Ray Tune does
     return told
