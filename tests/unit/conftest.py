@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """What a command or a worker sets up for its process would decide what the tests that follow can hear."""
+    logger = logging.getLogger("tiltyard")
+    level, handlers, passes_on = logger.level, list(logger.handlers), logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = handlers, passes_on
 
 
 @pytest.fixture(autouse=True)

@@ -36,6 +36,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private.log import PlainRayHandler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tiltyard.data.preflight import READING, StreamPlan
@@ -241,7 +242,7 @@ def _named(names: Sequence[str]) -> Callable[[], dict[str, Any]]:
 def hush() -> None:
     """Ray Data tells the terminal no more than errors; what it says of each execution stays in its log file."""
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, PlainRayHandler):  # Ray's own for the terminal; a user's handlers hear what they ask for
             handler.setLevel(logging.ERROR)
 
 

@@ -10,6 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from ray._private.log import PlainRayHandler
+
 from tiltyard.data.readers import _wants_more, hush
 from tiltyard.data.windows import Request
 
@@ -43,8 +45,8 @@ def test_reader_reads_on_for_the_holder_of_its_lease_while_that_lives(tmp_path: 
 
 
 def test_ray_data_tells_the_terminal_errors_alone() -> None:
-    told = io.StringIO()
-    log, terminal = logging.getLogger("ray.data"), logging.StreamHandler(told)
+    log, terminal, told = logging.getLogger("ray.data"), PlainRayHandler(), io.StringIO()  # type: ignore[no-untyped-call]
+    terminal.setStream(told)
     log.addHandler(terminal)
     try:
         hush()

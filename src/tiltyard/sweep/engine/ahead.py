@@ -14,7 +14,7 @@ import importlib
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,9 @@ from tiltyard.journal import Journal
 from tiltyard.placement import asked
 from tiltyard.progress import work
 from tiltyard.settings import Settings
-from tiltyard.sweep.engine.prepare import Prepared, prepare
+from tiltyard.sweep.engine.prepare import Prepared, check_models, prepare
 from tiltyard.sweep.plan import DatasetFacts, Plan, plan
+from tiltyard.sweep.preflight import check_placement
 
 if TYPE_CHECKING:
     from tiltyard.sweep.engine.warm import Warm
@@ -41,12 +42,14 @@ class Planned:
         prepared: By dataset, its version and what turns its columns into features.
         facts: By dataset, what the plan was made from.
         plan: The trials.
+        checked: Every model of it was built and can be trained.
         warm: Processes that load what packs need, where they were asked for already.
     """
 
     prepared: Mapping[str, Prepared]
     facts: Mapping[str, DatasetFacts]
     plan: Plan
+    checked: bool = False
     warm: Warm | None = None
 
 
@@ -63,7 +66,8 @@ def planned(settings: Settings, experiment: Experiment, *, code_digest: str) -> 
 def start_ahead(settings: Settings, experiment: Experiment, *, code_digest: str) -> Planned:
     """Plans, and starts a local Ray and the processes of its packs where there is something to do.
 
-    On a cluster nothing is started ahead: joining one takes no time.
+    On a cluster nothing is started ahead: joining one takes no time. Models are built first, so that one that cannot be
+    trained is refused with nothing started; those of a key that the record has were built by its first launch.
 
     Args:
         settings: Where everything lives.
@@ -76,6 +80,10 @@ def start_ahead(settings: Settings, experiment: Experiment, *, code_digest: str)
     found = planned(settings, experiment, code_digest=code_digest)
     if os.environ.get("RAY_ADDRESS") or _is_answered(settings, found.plan.key):
         return found
+    if not _is_known(settings, found.plan.key):
+        check_models(found.plan.trials)
+        check_here(experiment)
+    found = replace(found, checked=True)
     with work(f"starting Ray for {experiment.name}"), _loading():
         from tiltyard.sweep.engine import ray_runtime
 
@@ -87,7 +95,19 @@ def start_ahead(settings: Settings, experiment: Experiment, *, code_digest: str)
     slots = ray_runtime.slots(resources)
     packs = min(slots, resources.max_concurrent or slots, len(found.plan.trials))
     warm = Warm(packs, asked(resources, []))
-    return Planned(prepared=found.prepared, facts=found.facts, plan=found.plan, warm=warm)
+    return replace(found, warm=warm)
+
+
+def check_here(experiment: Experiment) -> None:
+    """This machine can hold a pack.
+
+    Raises:
+        PreflightError: With the arithmetic, if not.
+    """
+    from tiltyard.sweep.engine import ray_runtime
+
+    if not ray_runtime.is_up() and (here := ray_runtime.nodes()) is not None:
+        check_placement(experiment.resources, here)
 
 
 def is_finished(settings: Settings, key: str) -> bool:
@@ -95,6 +115,12 @@ def is_finished(settings: Settings, key: str) -> bool:
     with _there(settings) as journal:
         found = None if journal is None else journal.launch(key)
         return found is not None and found.state == "finished"
+
+
+def _is_known(settings: Settings, key: str) -> bool:
+    """A launch of it began."""
+    with _there(settings) as journal:
+        return journal is not None and journal.launch(key) is not None
 
 
 def _is_answered(settings: Settings, key: str) -> bool:

@@ -81,7 +81,8 @@ def launch(
     prepared, facts, the_plan = begun.prepared, begun.facts, begun.plan
     logs.personal(personal_columns(prepared))
     if not is_finished(settings, the_plan.key):
-        check_models(the_plan.trials)
+        if not begun.checked:
+            check_models(the_plan.trials)
         ray_runtime.check_address()
         check_nodes(experiment)
     known: dict[tuple[str, int], CellScore] = {}
