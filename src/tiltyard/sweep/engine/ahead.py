@@ -26,7 +26,6 @@ from tiltyard.progress import work
 from tiltyard.settings import Settings
 from tiltyard.sweep.engine.prepare import Prepared, check_models, prepare
 from tiltyard.sweep.plan import DatasetFacts, Plan, plan
-from tiltyard.sweep.preflight import check_placement
 
 if TYPE_CHECKING:
     from tiltyard.sweep.engine.warm import Warm
@@ -82,7 +81,7 @@ def start_ahead(settings: Settings, experiment: Experiment, *, code_digest: str)
         return found
     if not _is_known(settings, found.plan.key):
         check_models(found.plan.trials)
-        check_here(experiment)
+        _check_room(experiment)
     found = replace(found, checked=True)
     with work(f"starting Ray for {experiment.name}"), _loading():
         from tiltyard.sweep.engine import ray_runtime
@@ -98,16 +97,10 @@ def start_ahead(settings: Settings, experiment: Experiment, *, code_digest: str)
     return replace(found, warm=warm)
 
 
-def check_here(experiment: Experiment) -> None:
-    """This machine can hold a pack.
-
-    Raises:
-        PreflightError: With the arithmetic, if not.
-    """
+def _check_room(experiment: Experiment) -> None:
     from tiltyard.sweep.engine import ray_runtime
 
-    if not ray_runtime.is_up() and (here := ray_runtime.nodes()) is not None:
-        check_placement(experiment.resources, here)
+    ray_runtime.check_nodes(experiment.resources)
 
 
 def is_finished(settings: Settings, key: str) -> bool:

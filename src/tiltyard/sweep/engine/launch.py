@@ -32,7 +32,7 @@ from tiltyard.sweep.engine.memory import fitting
 from tiltyard.sweep.engine.outcome import Outcome, Page, Silent, Watch
 from tiltyard.sweep.engine.packing import pack_size_for, shape_of
 from tiltyard.sweep.engine.prepare import LateCheck, Prepared, check_models
-from tiltyard.sweep.engine.provisions import check_nodes, cut_of_first, personal_columns, post_of
+from tiltyard.sweep.engine.provisions import cut_of_first, personal_columns, post_of
 from tiltyard.sweep.engine.rows import ended_outside, trial_record, trial_row
 from tiltyard.sweep.engine.warm import Warm
 from tiltyard.sweep.engine.worker import Post
@@ -84,7 +84,7 @@ def launch(
         if not begun.checked:
             check_models(the_plan.trials)
         ray_runtime.check_address()
-        check_nodes(experiment)
+        ray_runtime.check_nodes(experiment.resources, groups_of(os.environ))
     known: dict[tuple[str, int], CellScore] = {}
     growth = growth_of(experiment, the_plan, facts, code_digest=code_digest, known=known)
     with Journal.open(settings.journal_uri) as journal:
@@ -305,7 +305,7 @@ class _Launch:
         if not ray_runtime.is_up():
             self.watch.step("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining Ray")
             ray_runtime.ensure_ray()
-        check_nodes(self.experiment)
+        ray_runtime.check_nodes(resources, groups_of(os.environ))
         slots = ray_runtime.slots(resources, groups_of(os.environ))
         slots = min(slots, resources.max_concurrent or slots)
         first = cut_of_first(self.settings, self.experiment, self.journal, self.claim, slots=slots, device=device)

@@ -20,19 +20,11 @@ from tiltyard.sweep.engine.memory import sizes_of
 from tiltyard.sweep.engine.packing import is_queued
 from tiltyard.sweep.engine.prepare import Prepared
 from tiltyard.sweep.engine.worker import Post, import_paths
-from tiltyard.sweep.preflight import check_placement
 from tiltyard.telemetry import logs
 from tiltyard.telemetry.traces import environment
 
 SHARED_AT_ONCE = 4
 """Datasets that are read at the same time: each needs a few processes and the memory of what it reads."""
-
-
-def check_nodes(experiment: Experiment) -> None:
-    """Some node can hold a pack, as far as the nodes are known."""
-    nodes = ray_runtime.nodes(groups_of(os.environ))
-    if nodes is not None:
-        check_placement(experiment.resources, nodes)
 
 
 def cut_of_first(

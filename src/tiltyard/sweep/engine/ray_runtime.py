@@ -22,7 +22,7 @@ from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
 from tiltyard.experiment import Resources
 from tiltyard.placement import GPU_NODE_CPU, NodeGroup, asked, at_once, fit
 from tiltyard.ray_address import port_of_its_own, probe
-from tiltyard.sweep.preflight import SHARED_MEMORY, Node, object_store_bytes
+from tiltyard.sweep.preflight import SHARED_MEMORY, Node, check_placement, object_store_bytes
 
 
 def submitted_job(environ: Mapping[str, str] = os.environ) -> str:
@@ -114,6 +114,17 @@ def nodes(groups: Sequence[NodeGroup] = ()) -> list[Node] | None:
     import torch
 
     return [Node(name="this machine", cpus=get_num_cpus(), gpus=torch.cuda.device_count())]
+
+
+def check_nodes(resources: Resources, groups: Sequence[NodeGroup] = ()) -> None:
+    """Some node can hold a pack, as far as the nodes are known.
+
+    Raises:
+        PreflightError: With the arithmetic, if not.
+    """
+    found = nodes(groups)
+    if found is not None:
+        check_placement(resources, found)
 
 
 def _node(name: str, has: Mapping[str, float]) -> Node:

@@ -78,10 +78,11 @@ class Warm:
             key = global_worker.function_actor_manager.export_setup_func(loader, timeout=int(ANSWER_S))
             hook = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: decode_function_key(key)}
             environment = _environment_of_actors(hook)
+            self._left = _said(self._told)
         except Exception as error:  # of what is Ray's own and may change
             _LOG.info("no process is warmed for packs: %s: %s", type(error).__name__, error)
             return
-        self._hook, self._asked, self._left = hook, time.monotonic(), _said(self._told)
+        self._hook, self._asked = hook, time.monotonic()
         self._wanted = sum(wanted.values())
         for address, count in wanted.items():
             threading.Thread(target=_prestart, args=(address, count, environment, job), daemon=True).start()
@@ -108,8 +109,10 @@ class Warm:
             said = _said(self._told) - self._left
             begun, loaded = (sum(key.endswith(word) for key in said) for word in (_BEGUN, _LOADED))
             if loaded >= begun and (begun >= self._wanted or waited >= BEGUN_S):
-                return
+                break
             time.sleep(LOOK_EVERY_S)
+        self._wanted = 0  # nobody waits for them twice
+        _forget(self._told)
 
 
 def spread(packs: int, ask: Mapping[str, float], nodes: Sequence[tuple[str, Mapping[str, float]]]) -> dict[str, int]:
@@ -167,6 +170,11 @@ def _loader(names: Sequence[str], prefix: str) -> Callable[[], None]:
 def _said(prefix: str) -> set[str]:
     """What processes of this job said, in any of its sweeps."""
     return {key.decode() for key in internal_kv._internal_kv_list(prefix)}
+
+
+def _forget(prefix: str) -> None:
+    """A cluster outlives its jobs by months, and so would what their processes said."""
+    internal_kv._internal_kv_del(prefix, del_by_prefix=True)
 
 
 def _environment_of_actors(hook: Mapping[str, str]) -> Any:
