@@ -1,4 +1,4 @@
-"""What the packs of a launch are given before the first one starts: room on a node, a cut, shared splits, their post."""
+"""What the packs of a launch are given before the first one starts: a cut, shared splits, their post."""
 
 from __future__ import annotations
 
